@@ -1,0 +1,164 @@
+"""Every error this package raises on purpose, as one tree.
+
+    StateStoreError
+    |-- UsageError                  options that contradict each other or mean nothing
+    |-- ConfigError                 a setting that is not understood
+    |-- StateError                  the state file (or a backup of it)
+    |   |-- StateMissing            there is none, and none was allowed to be made up
+    |   |-- StateCorrupt            present, but not readable as a state; nothing to fall back to
+    |   |   `-- StateChecksumMismatch   readable, but not the bytes that were saved
+    |   |-- StateInvalid            a value that cannot be saved, or a section of the wrong shape
+    |   |-- RevisionConflict        somebody else saved since this writer loaded
+    |   |-- SaveFailed              the operating system refused; the former state still stands
+    |   |   `-- SaveNotDurable      the new state is in place, but may not survive a power cut
+    |   |-- StateLocked             another writer holds the lock for too long
+    |   |   `-- LeaseHeld           another bot runs on this state
+    |   |-- BackupFailed            a backup could not be written or does not read back
+    |   `-- AuditBroken             the audit file's chain of hashes does not hold
+    |-- KillSwitchNotEngaged        a repair was asked for while the bot may trade
+    |-- SourceError                 fills or balances could not be read
+    |   |-- CredentialsError        no key, a bad key, or a key without the right
+    |   |-- ExchangeError           unreachable, or it answered with an error
+    |   |-- IncompleteRead          the answer is known to be partial
+    |   `-- RecordedFileError       a file of recorded fills or balances is not understood
+    `-- RebuildRefused              a position is not proven, so nothing is written
+
+A message names the file or the fill, what was found, what was expected, and what to do next. No
+message carries a credential or a whole payload.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class StateStoreError(Exception):
+    """Base of every expected error; anything else that escapes is a bug."""
+
+
+class UsageError(StateStoreError):
+    """Options that contradict each other, or a value that means nothing."""
+
+
+class ConfigError(StateStoreError):
+    """A setting of the environment or of ``statestore.toml`` is not understood."""
+
+
+class StateError(StateStoreError):
+    """Something about one state file.
+
+    Attributes:
+        path: the file the error is about.
+    """
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class StateMissing(StateError):
+    """There is no state file, no ``.bak`` and no backup."""
+
+
+class StateCorrupt(StateError):
+    """Something is there, but nothing that reads as a state. Never answered with an empty state."""
+
+
+class StateChecksumMismatch(StateCorrupt):
+    """Valid JSON that is not what was saved: edited by hand, by another program, or damaged."""
+
+
+class StateInvalid(StateError):
+    """A value that cannot be saved as JSON, or a section that is not what it has to be.
+
+    Attributes:
+        field: dotted path of the value (``positions.BTC-USD.entry_price``); empty for the document.
+    """
+
+    def __init__(self, path: Path, message: str, field: str = "") -> None:
+        super().__init__(path, message)
+        self.field = field
+
+
+class RevisionConflict(StateError):
+    """The state on disk is not the one this writer loaded.
+
+    Attributes:
+        loaded: revision this writer loaded; None when it never loaded one.
+        found: revision on disk.
+    """
+
+    def __init__(self, path: Path, loaded: int | None, found: int) -> None:
+        base = "never loaded it" if loaded is None else f"loaded revision {loaded}"
+        super().__init__(
+            path,
+            f"{path} is at revision {found}, but this writer {base}; load again and redo the change",
+        )
+        self.loaded = loaded
+        self.found = found
+
+
+class SaveFailed(StateError):
+    """The operating system refused a step of a save; the former state still loads.
+
+    Attributes:
+        errno: the system's error number.
+        step: what was being done (``fsync``, ``rename`` ...).
+    """
+
+    def __init__(self, path: Path, step: str, error: OSError, advice: str = "") -> None:
+        what = f"{os.strerror(error.errno) if error.errno else error}"
+        super().__init__(
+            path, f"cannot save {path}: {step}: {what}{'; ' + advice if advice else ''}"
+        )
+        self.errno = error.errno
+        self.step = step
+
+
+class SaveNotDurable(SaveFailed):
+    """The new state is in place and loads, but its folder could not be flushed to disk."""
+
+
+class StateLocked(StateError):
+    """Another process holds the lock of this state file for longer than the timeout."""
+
+
+class LeaseHeld(StateLocked):
+    """Another bot runs on this state file and holds its lease."""
+
+
+class BackupFailed(StateError):
+    """A backup could not be written, or did not read back as it was written."""
+
+
+class AuditBroken(StateError):
+    """A line of the audit file does not carry the hash of the line before it."""
+
+
+class KillSwitchNotEngaged(StateStoreError):
+    """A write that repairs the state was asked for while the kill switch is not engaged."""
+
+
+class SourceError(StateStoreError):
+    """Fills, balances or products could not be read. Never answered with an empty list."""
+
+
+class CredentialsError(SourceError):
+    """Credentials are missing, unreadable or refused, or the key may do more than allowed."""
+
+
+class ExchangeError(SourceError):
+    """The exchange could not be reached, or answered with an error."""
+
+
+class IncompleteRead(SourceError):
+    """The exchange's answer is known to be partial (a page chain that does not end, for one)."""
+
+
+class RecordedFileError(SourceError):
+    """A recorded file is not what it has to be; the message names file and line."""
+
+
+class RebuildRefused(StateStoreError):
+    """At least one position in scope is not proven, so nothing was written."""

@@ -1,0 +1,183 @@
+"""Values that travel through the package, and the unit of every number in them.
+
+Amounts are `decimal.Decimal`, exact from the exchange's text. ``units`` are amounts of the base
+asset, ``notional`` and ``cost`` amounts of a quote currency, ``price`` quote per base. Instants are
+nanoseconds since 1970 in UTC (see `statestore.times`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+
+# Currencies counted as another one at 1, by the venue's own convention; said in every report.
+PEGS: Mapping[str, str] = {"USDC": "USD"}
+
+
+def settled_in(currency: str) -> str:
+    """Return the unit of account of a quote currency: USDC is counted as USD, others as themselves."""
+    return PEGS.get(currency, currency)
+
+
+class Side(StrEnum):
+    BUY = "BUY"
+    SELL = "SELL"
+
+
+class FillKind(StrEnum):
+    """``trade_type`` of a fill row. Only FILL has a certain sign."""
+
+    FILL = "FILL"
+    REVERSAL = "REVERSAL"
+    CORRECTION = "CORRECTION"
+    SYNTHETIC = "SYNTHETIC"
+
+
+class Method(StrEnum):
+    """Which units a sell takes: all alike (average cost), the oldest, or the newest."""
+
+    AVERAGE = "average"
+    FIFO = "fifo"
+    LIFO = "lifo"
+
+
+class Status(StrEnum):
+    """What a window of fills proves about one asset. FILL_RECONCILIATION.md has the table."""
+
+    EXACT = "EXACT"
+    CARRIED = "CARRIED"
+    ASSUMED = "ASSUMED"
+    PARTIAL = "PARTIAL"
+    AMBIGUOUS = "AMBIGUOUS"
+    UNEXPLAINED_OUTFLOW = "UNEXPLAINED_OUTFLOW"
+    DUST = "DUST"
+    UNCOVERED = "UNCOVERED"
+    MOVING = "MOVING"
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One execution the exchange reports, as it is read: no accounting has happened yet.
+
+    Attributes:
+        entry_id: identity of the row within a portfolio; what duplicates are found by.
+        product_id: as submitted, ``BTC-USD``.
+        units: base units, positive, before any fee.
+        price: quote per base.
+        notional: quote, positive, before any fee.
+        commission: positive is paid, negative is a rebate; in ``commission_currency``.
+        time: when it was executed.
+        sequence: when it was posted, None where the row does not say.
+        quoted: the size was given in quote, so ``units`` is a quotient that may not end.
+        origin: where the row stands, for messages (``fills.csv line 4``, ``page 2 row 17``).
+    """
+
+    entry_id: str
+    trade_id: str
+    order_id: str
+    product_id: str
+    base: str
+    quote: str
+    side: Side
+    units: Decimal
+    price: Decimal
+    notional: Decimal
+    commission: Decimal
+    commission_currency: str
+    time: int
+    sequence: int | None
+    kind: FillKind = FillKind.FILL
+    quoted: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A market of the exchange.
+
+    Attributes:
+        base_increment: smallest step of base units, None when unknown.
+        base_min_size: smallest order in base units, None when unknown.
+        price: last price, quote per base, None when unknown.
+        spot: False for futures and perpetuals.
+    """
+
+    product_id: str
+    base: str
+    quote: str
+    base_increment: Decimal | None = None
+    base_min_size: Decimal | None = None
+    price: Decimal | None = None
+    spot: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One undecoded fill row and where it stands."""
+
+    payload: Mapping[str, object]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one read of a source gave.
+
+    Attributes:
+        rows: in the source's own order.
+        pages: how many answers they came in.
+        exhausted: the source holds nothing older than these rows.
+    """
+
+    rows: tuple[Row, ...]
+    pages: int
+    exhausted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPermissions:
+    """What an exchange key may do, and the portfolio it is bound to."""
+
+    can_view: bool
+    can_trade: bool
+    can_transfer: bool
+    portfolio_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A fill row that could not be read for certain; one of these stops a rebuild from writing."""
+
+    entry_id: str
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Normalised:
+    """Fills read for certain, oldest first, and everything that was not."""
+
+    fills: tuple[Fill, ...]
+    rejected: tuple[Rejected, ...] = ()
+    duplicates: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped_products: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """What is owned by currency, available and held together.
+
+    Attributes:
+        amounts: by currency.
+        complete: a currency that is not listed is not owned. False: it is just not known here.
+    """
+
+    amounts: Mapping[str, Decimal]
+    complete: bool = True
+
+    def of(self, asset: str) -> Decimal | None:
+        """Return what is owned of ``asset``, None when that is not known."""
+        return self.amounts.get(asset, Decimal(0) if self.complete else None)
