@@ -1,0 +1,29 @@
+"""Where fills come from. A source reads, and can do nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from statestore.model import Balances, Batch, Product
+
+
+class FillSource(Protocol):
+    """The least a rebuild needs of an exchange, a file or a cache.
+
+    Every method raises a `statestore.errors.SourceError` when it cannot give a whole answer; none
+    answers a failure with an empty value.
+    """
+
+    @property
+    def name(self) -> str:
+        """Where the fills come from, for reports (``api.coinbase.com``, ``fills.csv``)."""
+
+    def fills(self, since: int, until: int | None) -> Batch:
+        """Return at least every row executed in ``[since, until)``; more does no harm."""
+
+    def balances(self) -> Balances | None:
+        """Return what is owned now, or None: this source does not know."""
+
+    def products(self, product_ids: Collection[str]) -> Mapping[str, Product]:
+        """Return the products that are known, by id; an unknown id is left out."""

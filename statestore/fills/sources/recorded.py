@@ -1,0 +1,233 @@
+"""Fills and balances that were recorded in a file: to rebuild offline, without any key.
+
+Recognised by content, never by the file's name:
+
+* a List Fills page, ``{"fills": [...], "cursor": ""}``;
+* a list of fills, ``[{...}, {...}]``;
+* JSON Lines, one fill or one page a line;
+* the fills statement of Coinbase as CSV (columns: `CSV_COLUMNS`).
+
+A page whose cursor is not followed to its end is refused: what comes after it is not in the file.
+What a row means is not decided here (see `statestore.fills.normalise`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from statestore.amounts import parse_amount
+from statestore.errors import IncompleteRead, RecordedFileError
+from statestore.fills.normalise import balances_of, decode_json
+from statestore.model import Balances, Batch, Product, Row
+
+CSV_COLUMNS = (
+    "portfolio",
+    "trade id",
+    "product",
+    "side",
+    "created at",
+    "size",
+    "size unit",
+    "price",
+    "fee",
+    "total",
+    "price/fee/total unit",
+)
+
+_FORMATS = "a List Fills page, a list of fills, JSON Lines, or Coinbase's fills CSV"
+_BLANKS = b" \t\r\n"
+
+
+class RecordedFills:
+    """A `FillSource` over one file of fills and, at will, one of balances."""
+
+    def __init__(self, fills: Path, balances: Path | None = None) -> None:
+        self._batch = read_fills(fills)
+        self._balances = None if balances is None else read_balances(balances)
+        self.name = fills.name
+
+    def fills(self, since: int, until: int | None) -> Batch:
+        """Return all rows of the file; there is nothing older to be had."""
+        del since, until
+        return self._batch
+
+    def balances(self) -> Balances | None:
+        """Return the recorded balances, or None where no file of them was given."""
+        return self._balances
+
+    def products(self, product_ids: Collection[str]) -> Mapping[str, Product]:
+        """Return nothing: a file of fills knows no increments and no marks."""
+        del product_ids
+        return {}
+
+
+def read_fills(path: Path) -> Batch:
+    """Return the rows of a file of recorded fills.
+
+    Raises:
+        RecordedFileError: not one of the known formats; the message names file and line.
+        IncompleteRead: pages whose last cursor leads on to something that is not in the file.
+    """
+    data = _read(path)
+    start = data[: 64 * 1024].lstrip(_BLANKS)[:1] or data.lstrip(_BLANKS)[:1]
+    if not start:
+        raise RecordedFileError(f"{path} is empty; expected {_FORMATS}")
+    if start == b"[":
+        return Batch(tuple(_listed(_decoded(path, data, ""), path, "")), pages=1, exhausted=True)
+    if start == b"{":
+        return _objects(path, data)
+    return Batch(tuple(_csv_rows(path, data)), pages=1, exhausted=True)
+
+
+def read_balances(path: Path) -> Balances:
+    """Return the balances of a file: List Accounts payload(s), or ``{"BTC": "0.5"}``.
+
+    A payload is complete: what it does not list is not owned. The short form is not: what it does
+    not list is not known.
+
+    Raises:
+        RecordedFileError: neither form, or an amount is not a number.
+        IncompleteRead: an accounts payload that says there are more pages.
+    """
+    document = _decoded(path, _read(path), "")
+    if isinstance(document, dict) and "accounts" in document:
+        document = [document]
+    if isinstance(document, list):
+        return Balances(balances_of(_accounts(path, document), str(path)))
+    if not isinstance(document, dict):
+        raise RecordedFileError(f'{path} holds no object; expected accounts or {{"BTC": "0.5"}}')
+    amounts = {}
+    for currency, value in document.items():
+        try:
+            amounts[currency] = parse_amount(value)
+        except ValueError as error:
+            raise RecordedFileError(f"{path}: balance of {currency}: {error}") from error
+    return Balances(amounts, complete=False)
+
+
+def _accounts(path: Path, pages: list[Any]) -> Iterator[object]:
+    for page in pages:
+        if isinstance(page, dict) and isinstance(page.get("accounts"), list):
+            yield from page["accounts"]
+        else:
+            yield page
+    last = pages[-1] if pages else {}
+    if isinstance(last, dict) and last.get("has_next"):
+        raise IncompleteRead(f"{path} says there are more accounts; record every page of them")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise RecordedFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _decoded(path: Path, data: bytes, line: str) -> Any:
+    try:
+        return decode_json(data)
+    except ValueError as error:
+        raise RecordedFileError(f"{path}{line} is not valid JSON: {error}") from error
+
+
+def _objects(path: Path, data: bytes) -> Batch:
+    """One object, or one a line; each is a page or a fill."""
+    try:
+        documents = [("", decode_json(data))]
+    except ValueError as whole:
+        lines = [(n, line) for n, line in enumerate(data.splitlines(), 1) if line.strip(_BLANKS)]
+        first_line_is_whole = len(lines) > 1 and lines[0][1].rstrip(_BLANKS).endswith(b"}")
+        if not first_line_is_whole:
+            raise RecordedFileError(f"{path} is not valid JSON: {whole}") from whole
+        documents = [(f" line {n}", _decoded(path, line, f" line {n}")) for n, line in lines]
+    rows: list[Row] = []
+    pages, cursor = 0, ""
+    for where, document in documents:
+        if isinstance(document, dict) and "fills" in document:
+            pages += 1
+            rows.extend(_page(document, path, where))
+            cursor = document.get("cursor") or ""
+        elif isinstance(document, dict) and "product_id" in document:
+            rows.append(Row(document, f"{path.name}{where}"))
+        else:
+            raise RecordedFileError(f"{path}{where} is neither a fill nor a page of fills")
+    if cursor:
+        raise IncompleteRead(
+            f"{path}: its last page has the cursor {cursor!r:.40}, so older fills are missing; "
+            "record every page (as JSON Lines, a page a line)"
+        )
+    return Batch(tuple(rows), pages=max(pages, 1), exhausted=True)
+
+
+def _page(document: dict[str, Any], path: Path, where: str) -> Iterator[Row]:
+    if document.get("proof_token_required"):
+        raise IncompleteRead(
+            f"{path}{where}: proof_token_required is set, so the exchange withheld fills; "
+            "record again after the two-factor proof"
+        )
+    yield from _listed(document["fills"], path, where)
+
+
+def _listed(fills: object, path: Path, where: str) -> Iterator[Row]:
+    if not isinstance(fills, list):
+        raise RecordedFileError(f"{path}{where}: fills is {type(fills).__name__}, not a list")
+    for number, payload in enumerate(fills, 1):
+        if not isinstance(payload, dict):
+            raise RecordedFileError(
+                f"{path}{where}: fill {number} is {type(payload).__name__}, not an object"
+            )
+        yield Row(payload, f"{path.name}{where} fill {number}")
+
+
+def _csv_rows(path: Path, data: bytes) -> Iterator[Row]:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise RecordedFileError(f"{path} is neither JSON nor UTF-8 text: {error}") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader)
+        if sorted(header) != sorted(CSV_COLUMNS):
+            raise RecordedFileError(
+                f"{path} line 1 is {','.join(header)!r:.120}; expected {_FORMATS}, "
+                f"whose header is {','.join(CSV_COLUMNS)!r}"
+            )
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise RecordedFileError(
+                    f"{path} line {reader.line_num} has {len(values)} columns, not {len(header)}"
+                )
+            columns = dict(zip(header, values, strict=True))
+            yield Row(_statement_row(columns), f"{path.name} line {reader.line_num}")
+    except csv.Error as error:
+        raise RecordedFileError(f"{path} line {reader.line_num}: {error}") from error
+
+
+def _statement_row(columns: Mapping[str, str]) -> dict[str, object]:
+    """A line of the statement in the shape of List Fills.
+
+    The statement has no ``entry_id``, and its trade ids number each product on its own; so a line
+    is known by what it says of itself.
+    """
+    identity = ("portfolio", "product", "trade id", "side", "created at")
+    row: dict[str, object] = {
+        "entry_id": "/".join(columns[name] for name in identity),
+        "trade_id": columns["trade id"],
+        "trade_time": columns["created at"],
+        "price": columns["price"],
+        "size": columns["size"],
+        "commission": columns["fee"],
+        "commission_currency": columns["price/fee/total unit"],
+        "product_id": columns["product"],
+        "side": columns["side"],
+    }
+    quote = columns["product"].rpartition("-")[2]
+    if columns["size unit"] == quote:
+        row["size_in_quote"] = True
+    return row
