@@ -1,0 +1,420 @@
+"""The shape of a state file on disk: JSON text to sections and back, byte for byte where unchanged.
+
+Layout: one JSON object, two-space indent, ``_meta`` first and on one line::
+
+    {
+      "_meta": {"format": 1, "revision": 42, ..., "sha256": "<64 hex digits>"},
+      "positions": { ... },
+      ...
+    }
+
+``sha256`` is the SHA-256 of all bytes of the file with its own 64 digits replaced by zeros, so it
+covers ``_meta`` and every blank as well. To verify by hand, in a shell::
+
+    s=$(grep -om1 '"sha256": "[0-9a-f]*' F | cut -d'"' -f4)
+    sed "s/$s/$(printf %064d 0)/" F | sha256sum
+
+What is promised:
+
+* what is refused is refused before a file is opened, with the path of the field;
+* Decimals are written as exact JSON numbers, integers of any size (up to 4300 digits) as such;
+* a section whose value did not change comes out byte for byte as it went in;
+* a text that is not a whole, strict JSON document is `Damaged`, never a guess: no BOM, no NaN, no
+  duplicate keys, no number that overflows a float, nothing deeper than `MAX_DEPTH` levels.
+
+A right sum vouches for the file: this module wrote it, so the slow checks are skipped. The sum
+finds damage and edits; it is no signature and proves nothing about who wrote the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
+
+import msgspec
+
+from statestore.errors import StateInvalid
+
+FORMAT = 1
+META = "_meta"
+MAX_BYTES = 64 * 1024 * 1024
+MAX_DEPTH = 200  # levels of objects and arrays, the document itself included
+
+Numbers = Literal["float", "decimal"]
+
+_BLANK_SUM = b"0" * 64
+_SUM = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEAD = re.compile(
+    rb'\s*\{\s*"_meta"\s*:\s*\{\s*"format"\s*:\s*1\s*,\s*"revision"\s*:\s*(\d{1,18})\b'
+)
+# How our own first value begins; seen without a `_meta` key it means that the key is damaged.
+_META_BODY = b'{"format": 1, "revision": '
+HEAD_BYTES = 128
+
+_PLAIN = frozenset({str, int, bool, NoneType})
+_STRING_KEYS = {str}
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode_float = msgspec.json.Decoder().decode
+_decode_decimal: Any = msgspec.json.Decoder(float_hook=Decimal).decode
+_decode_sections = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Trust(Enum):
+    """How far a document that parses may be believed."""
+
+    SEALED = "its sum is right"
+    ADOPTED = "it has no _meta, so nothing vouches for it; any program may have written it"
+    MISMATCH = "its sum is wrong or missing"
+
+
+class Damaged(Exception):
+    """The text is not a state document; the message says why, as a predicate of the file."""
+
+
+class TooNew(Exception):
+    """The document names a format this version does not know."""
+
+
+class _Refused(Exception):
+    """A value that JSON cannot hold; `steps` is filled from the inside out."""
+
+    def __init__(self, reason: str, *steps: str) -> None:
+        super().__init__(reason)
+        self.steps = list(steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What ``_meta`` holds. `saved_at` is RFC 3339 in UTC, `writer` is ``pid@host``."""
+
+    format: int = FORMAT
+    revision: int = 0
+    saved_at: str = ""
+    reason: str = ""
+    writer: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A value that is certain to be writable, in compact form."""
+
+    compact: bytes
+    decimals: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A state document, not decoded below its top level.
+
+    Attributes:
+        meta: None where the file has none.
+        sections: JSON text of each top-level key except ``_meta``, in the file's order.
+        identity: tells two contents apart: the sum where it is right, else the hash of the bytes.
+        why: why the document is not trusted, as a predicate of the file; empty if it is.
+    """
+
+    meta: Meta | None
+    sections: dict[str, bytes]
+    trust: Trust = Trust.SEALED
+    identity: str = ""
+    why: str = ""
+    _compact: dict[tuple[str, bool], bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def revision(self) -> int:
+        return self.meta.revision if self.meta else 0
+
+    def compact(self, key: str, decimals: bool) -> bytes | None:
+        """Return a section as `encode` would write its value; None if there is no such section."""
+        if key not in self.sections:
+            return None
+        known = self._compact.get((key, decimals))
+        if known is None:
+            decode = _decode_decimal if decimals else _decode_float
+            known = self._compact[key, decimals] = _encode(decode(self.sections[key]))
+        return known
+
+
+# Reading
+
+
+def parse(data: bytes) -> Document:
+    """Return the document that `data` is.
+
+    Raises:
+        Damaged: it is none; the message says why.
+        TooNew: it is one of a later format.
+    """
+    if len(data) > MAX_BYTES:
+        raise Damaged(f"is {len(data)} bytes long; more than {MAX_BYTES} are not read")
+    if not data.strip(b" \t\r\n\0"):
+        raise Damaged("is empty" if not data else f"is {len(data)} bytes of nothing")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise Damaged("begins with a byte order mark, which JSON does not allow")
+    try:
+        sections = {key: bytes(raw) for key, raw in _decode_sections(data).items()}
+    except RecursionError:
+        raise Damaged(f"is nested deeper than {MAX_DEPTH} levels") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Damaged(f"is not a JSON object: {error}") from None
+    meta = _meta(sections.pop(META, None))
+    if meta is not None and _sum_is_right(data, meta.sha256):
+        return Document(meta, sections, Trust.SEALED, meta.sha256)
+    _examine_strictly(data)
+    trust, why = _distrust(data, meta)
+    return Document(meta, sections, trust, hashlib.sha256(data).hexdigest(), why)
+
+
+def decode_section(raw: bytes, numbers: Numbers = "float") -> Any:
+    """Return the value of one section, with floats or with exact Decimals for what has a point."""
+    return _decode_float(raw) if numbers == "float" else _decode_decimal(raw)
+
+
+def decode(document: Document, numbers: Numbers = "float") -> dict[str, Any]:
+    """Return all sections as new Python values."""
+    return {key: decode_section(raw, numbers) for key, raw in document.sections.items()}
+
+
+def to_json(value: object, *, indent: int | None = 2) -> bytes:
+    """Return JSON text for reports and exports; `Decimal`s are exact numbers, as in a state."""
+    return msgspec.json.format(_encode(value), indent=-1 if indent is None else indent)
+
+
+def peek_revision(head: bytes) -> int | None:
+    """Return the revision the first `HEAD_BYTES` of a file of ours name, unverified."""
+    match = _HEAD.match(head)
+    return int(match[1]) if match else None
+
+
+def _meta(raw: bytes | None) -> Meta | None:
+    if raw is None:
+        return None
+    try:
+        version = msgspec.json.decode(raw, type=dict[str, Any]).get("format", FORMAT)
+        if type(version) is int and version > FORMAT:
+            raise TooNew(
+                f"is of format {version}, written by a newer statestore; this one reads {FORMAT}"
+            )
+        meta = msgspec.json.decode(raw, type=Meta)
+    except RecursionError:
+        raise Damaged(f"is nested deeper than {MAX_DEPTH} levels") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Damaged(f"has a {META} of the wrong shape: {error}") from None
+    if meta.format != FORMAT or meta.revision < 0:
+        raise Damaged(f"has a {META} with format {meta.format} and revision {meta.revision}")
+    return meta
+
+
+def _sum_is_right(data: bytes, claimed: str) -> bool:
+    """Return whether the sum in the file is that of the file with zeros in place of the sum."""
+    if not _SUM.fullmatch(claimed):
+        return False
+    before, _, after = data.partition(claimed.encode())
+    digest = hashlib.sha256(before)
+    digest.update(_BLANK_SUM)
+    digest.update(after)
+    return digest.hexdigest() == claimed
+
+
+def _distrust(data: bytes, meta: Meta | None) -> tuple[Trust, str]:
+    if meta is None:
+        if _META_BODY in data[:HEAD_BYTES]:
+            return Trust.MISMATCH, f"has its {META} under another name"
+        return Trust.ADOPTED, ""
+    if not meta.sha256:
+        return Trust.MISMATCH, f"carries no sum in its {META}"
+    return Trust.MISMATCH, "is valid JSON, but its sum does not match its content"
+
+
+def _examine_strictly(data: bytes) -> None:
+    """Refuse what a lenient reader would take: for texts that no sum vouches for."""
+    try:
+        data.decode()
+        _examine(_decode_float(data), MAX_DEPTH)
+        json.loads(data, object_pairs_hook=_refuse_duplicates)
+    except RecursionError:
+        raise Damaged(f"is nested deeper than {MAX_DEPTH} levels") from None
+    except UnicodeDecodeError as error:
+        raise Damaged(f"is not UTF-8 at byte {error.start}") from None
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"is not strict JSON: {error}") from None
+    except _Refused as refused:
+        raise Damaged(f"at {_dotted(refused.steps)}: {refused}") from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Damaged(f"has the key {twice!r} twice in one object")
+
+
+# Writing
+
+
+def encode(state: Mapping[str, Any], path: Path) -> dict[str, Section]:
+    """Return every section of `state` in compact form; ``_meta`` is left out.
+
+    Raises:
+        StateInvalid: a value cannot be saved as JSON; names its field.
+    """
+    try:
+        _examine_keys(state)
+    except _Refused as refused:
+        raise _invalid(path, refused.steps, str(refused)) from None
+    return {key: _section(key, value, path) for key, value in state.items() if key != META}
+
+
+def arrange(encoded: Mapping[str, Section], base: Document | None) -> Document:
+    """Return the document to write: sections of `base` that did not change keep their bytes.
+
+    Keys of `base` keep their order and new ones follow, so that a diff of two states is small.
+    """
+    known = base.sections if base else {}
+    order = [key for key in known if key in encoded]
+    order += [key for key in encoded if key not in known]
+    sections, compact = {}, {}
+    for key in order:
+        section = encoded[key]
+        if base and base.compact(key, section.decimals) == section.compact:
+            sections[key] = known[key]
+        else:
+            text = msgspec.json.format(section.compact, indent=2)
+            sections[key] = text.replace(b"\n", b"\n  ")
+        compact[key, section.decimals] = section.compact
+    return Document(None, sections, _compact=compact)
+
+
+def render(document: Document, meta: Meta) -> tuple[bytes, Document]:
+    """Return the bytes of the file, and the document they are, with the sum filled in."""
+    text = _encode(replace(meta, sha256=_BLANK_SUM.decode()))
+    lines = [b'"_meta": ' + msgspec.json.format(text, indent=0)]
+    lines += [_encode(key) + b": " + raw for key, raw in document.sections.items()]
+    blank = b"{\n  " + b",\n  ".join(lines) + b"\n}\n"
+    digits = hashlib.sha256(blank).hexdigest()
+    # The sum ends the first line: its zeros are the last 64 bytes before `"}`.
+    at = len(b"{\n  ") + len(lines[0]) - len(b'"}') - len(digits)
+    data = b"".join((blank[:at], digits.encode(), blank[at + len(digits) :]))
+    return data, replace(document, meta=replace(meta, sha256=digits), identity=digits)
+
+
+def _section(key: str, value: object, path: Path) -> Section:
+    try:
+        decimals = _examine_value(value, MAX_DEPTH - 1)
+        _encode(key)
+        return Section(_encode(value), decimals)
+    except _Refused as refused:
+        raise _invalid(path, [*refused.steps, key], str(refused)) from None
+    except (UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
+        raise _invalid(path, *_culprit(key, value, error)) from None
+
+
+def _examine_value(value: object, levels: int) -> bool:
+    """Refuse what JSON cannot hold and msgspec would write anyhow; tell if there are Decimals."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return False
+    if isinstance(value, (dict, list, tuple)):
+        return _examine(value, levels)
+    if kind is float:
+        _examine_float(value)  # type: ignore[arg-type]  # kind says so
+        return False
+    if kind is Decimal:
+        _examine_decimal(value)  # type: ignore[arg-type]  # kind says so
+        return True
+    raise _Refused(f"a {kind.__name__} cannot be saved as JSON")
+
+
+def _examine(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:
+    if levels <= 0:
+        raise _Refused(f"nested deeper than {MAX_DEPTH} levels, or contains itself")
+    if isinstance(value, dict):
+        if not _STRING_KEYS.issuperset(map(type, value)):
+            _examine_keys(value)
+        # Most containers hold plain values only, and this asks all of them in one go.
+        if _PLAIN.issuperset(map(type, value.values())):
+            return False
+        children: Iterable[tuple[Any, Any]] = value.items()
+    else:
+        if _PLAIN.issuperset(map(type, value)):
+            return False
+        children = enumerate(value)
+    decimals = False
+    for step, item in children:
+        kind = type(item)
+        if kind in _PLAIN or (kind is float and math.isfinite(item)):
+            continue
+        try:
+            if kind is dict or kind is list:
+                decimals |= _examine(item, levels - 1)
+            else:
+                decimals |= _examine_value(item, levels - 1)
+        except _Refused as refused:
+            refused.steps.append(str(step))
+            raise
+    return decimals
+
+
+def _examine_keys(keys: Iterable[Any]) -> None:
+    if not _STRING_KEYS.issuperset(map(type, keys)):
+        key = next(key for key in keys if type(key) is not str)
+        raise _Refused(
+            f"the key {key!r} is a {type(key).__name__}; keys of a JSON object are text", str(key)
+        )
+
+
+def _examine_float(value: float) -> None:
+    if not math.isfinite(value):
+        name = "NaN" if math.isnan(value) else "Infinity"
+        raise _Refused(f"{name} cannot be saved as JSON")
+
+
+def _examine_decimal(value: Decimal) -> None:
+    if not value.is_finite():
+        raise _Refused(f"{'NaN' if value.is_nan() else 'Infinity'} cannot be saved as JSON")
+    if value.adjusted() >= 308 and math.isinf(float(value)):
+        raise _Refused("a Decimal beyond the range of a float cannot be loaded again as a float")
+
+
+def _culprit(key: object, value: object, error: Exception) -> tuple[list[str], str]:
+    """Return the steps to the innermost value that does not encode, from inside out, and why."""
+    if isinstance(error, RecursionError):
+        return [str(key)], f"nested deeper than {MAX_DEPTH} levels, or contains itself"
+    for step, item in _children(value):
+        for part in (item, step):
+            try:
+                _encode(part)
+            except (UnicodeEncodeError, ValueError, TypeError) as inner:
+                steps, why = _culprit(step, item, inner)
+                return [*steps, str(key)], why
+    if isinstance(error, UnicodeEncodeError):
+        return [str(key)], f"a lone surrogate (at {error.start}) cannot be saved as UTF-8"
+    return [str(key)], f"cannot be saved as JSON: {error}"
+
+
+def _children(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _invalid(path: Path, steps: list[str], why: str) -> StateInvalid:
+    name = _dotted(steps)
+    return StateInvalid(path, f"{name}: {why} ({path} is unchanged)", name)
+
+
+def _dotted(steps: list[str]) -> str:
+    """Return the path of a field; a key that is no text itself is shown as Python shows it."""
+    dotted = ".".join(reversed(steps)) or "the document"
+    return dotted.encode("utf-8", "backslashreplace").decode()
