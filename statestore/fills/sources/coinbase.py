@@ -1,0 +1,609 @@
+"""Fills, balances and products of Coinbase Advanced Trade, read through its official SDK.
+
+What is promised:
+
+* Only GET leaves, to one host, for the five paths named below. Two layers see to it: the client
+  refuses every other method, and the one adapter of its session refuses it again, together with
+  every other path. No redirect is followed. A source keeps no client, just a function that reads.
+* An answer is whole or an error: an unfinished page chain, a page without its list and "prove it
+  is you" are `IncompleteRead`, never a short list.
+* The key, its secret and the tokens made of it are in no message, no log and no ``repr``; neither
+  is a body that the exchange sent in place of JSON.
+
+The SDK makes the tokens. Its way of decoding, of raising and of logging is not used: it parses
+into classes that lose absent fields, and puts whole HTML pages into messages and the log.
+Nothing is accounted here, and which rows are wanted is the caller's business: a read asks for a
+little more than the window, since the exchange does not say which of a fill's two times it
+filters by, nor whether the bounds belong to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from statestore.amounts import parse_amount
+from statestore.errors import (
+    CredentialsError,
+    ExchangeError,
+    IncompleteRead,
+    SourceError,
+    UsageError,
+)
+from statestore.fills.normalise import balances_of, decode_json
+from statestore.model import Balances, Batch, KeyPermissions, Product, Row
+from statestore.times import NANOSECONDS, format_instant, now
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+
+BASE_URL = "api.coinbase.com"
+API = "/api/v3/brokerage"
+FILLS = f"{API}/orders/historical/fills"
+ACCOUNTS = f"{API}/accounts"
+PRODUCTS = f"{API}/products"
+KEY_PERMISSIONS = f"{API}/key_permissions"
+TIME = f"{API}/time"
+
+_PRODUCT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_READABLE = re.compile(
+    rf"{API}/(orders/historical/fills|accounts|key_permissions|time|products/{_PRODUCT_ID.pattern})",
+    re.ASCII,
+)
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
+
+# Whether the lower bound belongs to the window has changed between texts of the reference.
+_ASK_EARLIER = 1 * NANOSECONDS
+# A fill is posted after it is executed (milliseconds, where it was seen), and the upper bound may
+# mean the posting.
+_ASK_LATER = 600 * NANOSECONDS
+
+_ACCOUNTS_LIMIT = 250  # the largest the exchange takes; its default of 49 hides holdings
+_EMPTY_PAGES_IN_A_ROW = 20
+_REQUESTS_PER_SECOND = 10  # a third of what the exchange allows a user
+_LONGEST_RETRY_AFTER = 30.0
+
+Get = Callable[[str, Mapping[str, object]], dict[str, object]]
+
+
+class ReadOnlyViolation(RuntimeError):
+    """Something tried to do more than read. A bug, so not a `StateStoreError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An exchange key. Never printed: its ``repr`` shows neither name nor secret."""
+
+    api_key: str = field(repr=False)
+    api_secret: str = field(repr=False)
+
+
+def read_credentials(
+    key_file: Path | None, api_key: str | None, api_secret: str | None
+) -> Credentials:
+    """Return the credentials of a key file, or else those given as two texts.
+
+    Raises:
+        CredentialsError: none are given, half of them, or the file is not a key file.
+    """
+    if key_file is not None:
+        return _credentials_of(key_file)
+    if not api_key and not api_secret:
+        raise CredentialsError(
+            "no credentials for the exchange; give a key file with --key-file FILE or in "
+            "COINBASE_KEY_FILE, or set COINBASE_API_KEY and COINBASE_API_SECRET "
+            "(a key with the View permission is enough)"
+        )
+    if not api_key or not api_secret:
+        missing = "COINBASE_API_SECRET" if api_key else "COINBASE_API_KEY"
+        raise CredentialsError(f"half of the credentials is missing: set {missing} as well")
+    return Credentials(api_key.strip(), api_secret.strip())
+
+
+def _credentials_of(key_file: Path) -> Credentials:
+    # `from None` throughout: a decoder's error carries the text it could not decode.
+    try:
+        document = json.loads(key_file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CredentialsError(f"cannot read key file {key_file}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CredentialsError(
+            f"key file {key_file} is not JSON; expected the file the exchange gives out, "
+            'as {"name": "organizations/...", "privateKey": "-----BEGIN ..."}'
+        ) from None
+    if not isinstance(document, dict):
+        raise CredentialsError(f"key file {key_file} holds no JSON object with name and privateKey")
+    name = document.get("name") or document.get("id")
+    secret = document.get("privateKey")
+    for what, value in (("name (or id)", name), ("privateKey", secret)):
+        if not isinstance(value, str) or not value.strip():
+            raise CredentialsError(
+                f"key file {key_file} has no {what}; download the key again or make a new one"
+            )
+    return Credentials(str(name).strip(), str(secret).strip())
+
+
+class CoinbaseSource:
+    """A `FillSource` over Coinbase Advanced Trade.
+
+    Args:
+        credentials: of a key with the View permission; a CDP key sees one portfolio only.
+        base_url: host or host:port, reached by https.
+        ca_file: certificates to trust instead of the system's (a test server, for one).
+        timeout: seconds to connect, and seconds without a byte.
+        page_limit: fills a page. The exchange's maximum is not documented; 250 is in wide use.
+        max_pages: more than these is taken for a chain that does not end.
+        attempts: requests for one page at most.
+        give_up_after: seconds after which a page is not asked for again.
+        wait_initial, wait_max: seconds between two attempts, doubling from one to the other.
+        on_page: told (pages, rows so far) after each page of fills.
+
+    Raises:
+        CredentialsError: the secret cannot sign; found out here, before anything is sent.
+        UsageError: ``base_url`` is not a host.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        base_url: str = BASE_URL,
+        ca_file: Path | None = None,
+        timeout: tuple[float, float] = (5.0, 30.0),
+        page_limit: int = 250,
+        max_pages: int = 2_000,
+        attempts: int = 5,
+        give_up_after: float = 120.0,
+        wait_initial: float = 0.5,
+        wait_max: float = 15.0,
+        on_page: Callable[[int, int], None] | None = None,
+    ) -> None:
+        client = read_only_client(credentials, base_url=base_url, timeout=timeout, ca_file=ca_file)
+        self._name = base_url
+        self._page_limit = page_limit
+        self._max_pages = max_pages
+        self._on_page = on_page or (lambda _pages, _rows: None)
+        self._get = _with_retries(
+            _paced(lambda path, params: client.get(path, params=dict(params))),
+            host=base_url,
+            attempts=attempts,
+            give_up_after=give_up_after,
+            wait_initial=wait_initial,
+            wait_max=wait_max,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def fills(self, since: int, until: int | None) -> Batch:
+        """Return at least every fill executed in ``[since, until)``, newest first as they come."""
+        params: dict[str, object] = {"limit": self._page_limit}
+        if since > 0:
+            params["start_sequence_timestamp"] = format_instant(max(since - _ASK_EARLIER, 0))
+        if until is not None:
+            params["end_sequence_timestamp"] = format_instant(until + _ASK_LATER)
+        rows: list[Row] = []
+        pages = 0
+        for page in self._pages(FILLS, params, "fills", ends_by_has_next=False):
+            pages += 1
+            rows += [
+                Row(payload, f"page {pages} row {number}") for number, payload in enumerate(page, 1)
+            ]
+            self._on_page(pages, len(rows))
+        return Batch(tuple(rows), pages, exhausted=since <= 0)
+
+    def balances(self) -> Balances:
+        """Return what is owned now: available plus held by open orders, over all accounts."""
+        accounts: dict[str, Mapping[str, object]] = {}
+        params = {"limit": _ACCOUNTS_LIMIT}
+        for page in self._pages(ACCOUNTS, params, "accounts", ends_by_has_next=True):
+            for account in page:
+                # An account that slid onto the next page meanwhile must not count twice.
+                accounts[str(account.get("uuid") or len(accounts))] = account
+        return Balances(balances_of(accounts.values(), f"{self._name} {ACCOUNTS}"))
+
+    def products(self, product_ids: Collection[str]) -> dict[str, Product]:
+        """Return the products that are known, by id; one the exchange does not know is left out."""
+        found = {}
+        for product_id in sorted(set(product_ids)):
+            if _PRODUCT_ID.fullmatch(product_id):
+                try:
+                    answer = self._get(f"{PRODUCTS}/{product_id}", {})
+                except _NotFound:
+                    continue
+                found[product_id] = _product(product_id, answer)
+        return found
+
+    def permissions(self) -> KeyPermissions:
+        """Return what the key may do. More than viewing is more than a rebuild needs."""
+        answer = self._get(KEY_PERMISSIONS, {})
+        return KeyPermissions(
+            can_view=_flag(answer, "can_view"),
+            can_trade=_flag(answer, "can_trade"),
+            can_transfer=_flag(answer, "can_transfer"),
+            portfolio_id=str(answer.get("portfolio_uuid") or ""),
+        )
+
+    def server_time(self) -> int:
+        """Return the instant by the exchange's clock. Asked without a token."""
+        return _instant_of(self._get(TIME, {}))
+
+    def _pages(
+        self, path: str, params: Mapping[str, object], key: str, *, ends_by_has_next: bool
+    ) -> Iterator[list[dict[str, object]]]:
+        """Yield the list ``key`` of every page, to the end of the chain or an error.
+
+        The length of a page says nothing: a short or empty one is followed by more as long as
+        there is a cursor. List Fills has no ``has_next``; List Accounts ends by it.
+        """
+        whole = f"so the {key} are not whole and nothing was computed"
+        seen: set[str] = set()
+        empty = 0
+        for number in range(1, self._max_pages + 1):
+            where = f"{self._name} {path} page {number}"
+            answer = self._get(path, params)
+            if answer.get("proof_token_required"):
+                raise IncompleteRead(
+                    f"{where}: the exchange wants a second factor before it shows the {key} "
+                    "(proof_token_required, strong authentication in the EU), "
+                    f"{whole}; use a key that is exempt, or export the fills and read the file"
+                )
+            rows = answer.get(key)
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise IncompleteRead(f"{where}: no list of {key} in the answer, {whole}")
+            yield rows
+            empty = 0 if rows else empty + 1
+            cursor = answer.get("cursor") or ""
+            has_next = answer.get("has_next", False)
+            ends_here = not has_next if ends_by_has_next and "has_next" in answer else not cursor
+            if ends_here and not has_next:
+                return
+            if not isinstance(cursor, str) or not cursor:
+                raise IncompleteRead(f"{where}: more pages follow, but it names no cursor, {whole}")
+            if cursor in seen:
+                raise IncompleteRead(f"{where}: its cursor led to an earlier page, {whole}")
+            if empty >= _EMPTY_PAGES_IN_A_ROW:
+                raise IncompleteRead(f"{where}: the {empty}th empty page in a row, {whole}")
+            seen.add(cursor)
+            params = {**params, "cursor": cursor}
+        raise IncompleteRead(
+            f"{self._name} {path}: no end after {self._max_pages} pages, {whole}; "
+            "ask for a shorter window"
+        )
+
+
+def _product(product_id: str, answer: Mapping[str, object]) -> Product:
+    def amount(name: str) -> Decimal | None:
+        if answer.get(name) in (None, ""):
+            return None
+        try:
+            return parse_amount(answer[name])
+        except ValueError as error:
+            raise IncompleteRead(f"product {product_id}: {name}: {error}") from error
+
+    return Product(
+        product_id=product_id,
+        base=str(answer.get("base_currency_id") or ""),
+        quote=str(answer.get("quote_currency_id") or ""),
+        base_increment=amount("base_increment"),
+        base_min_size=amount("base_min_size"),
+        price=amount("price"),
+        spot=(answer.get("product_type") or "SPOT") == "SPOT",
+    )
+
+
+def _flag(answer: Mapping[str, object], name: str) -> bool:
+    value = answer.get(name)
+    if not isinstance(value, bool):
+        raise IncompleteRead(f"{KEY_PERMISSIONS}: {name} is {value!r:.40}, neither true nor false")
+    return value
+
+
+def _instant_of(answer: Mapping[str, object]) -> int:
+    milliseconds = answer.get("epochMillis")
+    if not re.fullmatch(r"\d{1,15}", str(milliseconds), re.ASCII):
+        raise IncompleteRead(f"{TIME}: epochMillis is {milliseconds!r:.40}, not a number")
+    return int(str(milliseconds)) * 1_000_000
+
+
+# One request ----------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """One request without an answer to work with.
+
+    Its text is made for people: no body, no header, and no more of the exchange's own message
+    than a line.
+
+    Attributes:
+        status: of HTTP; 0 where no answer came.
+        retry_after: seconds the exchange asks to wait.
+    """
+
+    def __init__(self, text: str, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after = retry_after
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may well succeed later (200: the body was no JSON object)."""
+        return self.status in (0, 200, 429) or self.status >= 500
+
+
+class _NotFound(ExchangeError):
+    """404: the exchange does not know it."""
+
+
+class Client(Protocol):
+    """What is used of the SDK's client, which carries no types."""
+
+    session: Any
+
+    def get(self, url_path: str, params: dict[str, object] | None = None) -> dict[str, object]: ...
+
+
+def read_only_client(
+    credentials: Credentials,
+    *,
+    base_url: str = BASE_URL,
+    timeout: tuple[float, float] = (5.0, 30.0),
+    ca_file: Path | None = None,
+) -> Client:
+    """Return the SDK's client with everything but reading taken away.
+
+    Raises:
+        CredentialsError: the secret cannot sign a token.
+        UsageError: ``base_url`` is not a host.
+    """
+    if not _HOST.fullmatch(base_url):
+        raise UsageError(f"base URL {base_url!r} is not a host or host:port (without https://)")
+    client_class = _import_sdk()
+    import requests
+    from coinbase import jwt_generator
+    from requests.adapters import HTTPAdapter
+
+    class ReadOnlyAdapter(HTTPAdapter):
+        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
+            path = urlsplit(request.url or "").path
+            if request.method != "GET" or not _READABLE.fullmatch(str(path)):
+                raise ReadOnlyViolation(f"{request.method} {path} is not for reading; not sent")
+            if ca_file is not None:
+                # Here, since REQUESTS_CA_BUNDLE wins over the session's own setting.
+                kwargs["verify"] = str(ca_file)
+            response = super().send(request, *args, **kwargs)
+            response.headers.pop("Location", None)  # so nothing can follow a redirect
+            return response
+
+    class ReadOnlyClient(client_class):  # type: ignore[misc,valid-type]  # the SDK is untyped
+        def prepare_and_send_request(self, http_method: str, *args: Any, **kwargs: Any) -> Any:
+            if http_method != "GET":
+                raise ReadOnlyViolation(f"{http_method} is not for reading; not sent")
+            return super().prepare_and_send_request(http_method, *args, **kwargs)
+
+        def send_request(
+            self,
+            http_method: str,
+            url_path: str,
+            params: Mapping[str, Any],
+            headers: dict[str, str],
+            data: object = None,
+        ) -> dict[str, object]:
+            if url_path == TIME:
+                headers.pop("Authorization", None)  # public, and asked when tokens are refused
+            try:
+                response = self.session.request(
+                    http_method,
+                    f"https://{self.base_url}{url_path}",
+                    params=params,
+                    json=data or {},
+                    headers=headers,
+                    timeout=self.timeout,
+                )
+            except requests.RequestException as error:
+                raise _Refused(_unreachable(error)) from error
+            return _answer(response)
+
+    try:
+        client = ReadOnlyClient(
+            api_key=credentials.api_key,
+            api_secret=credentials.api_secret,
+            base_url=base_url,
+            timeout=timeout,
+        )
+        jwt_generator.build_rest_jwt(f"GET {base_url}{TIME}", client.api_key, client.api_secret)
+    except Exception:  # noqa: BLE001 - the SDK raises a bare Exception for a bad secret
+        raise CredentialsError(
+            "the API secret cannot sign: it is not an EC (ES256) or Ed25519 private key; "
+            "give it whole, with its BEGIN and END lines (line breaks may be written as \\n)"
+        ) from None
+    client.session = requests.Session()
+    client.session.adapters.clear()
+    client.session.mount(f"https://{base_url}/", ReadOnlyAdapter())
+    # Otherwise a ~/.netrc entry for the host replaces the token.
+    client.session.auth = lambda request: request
+    checked: Client = client
+    return checked
+
+
+def _import_sdk() -> Any:
+    """Import the SDK (150 ms, so only now) and take back what that does to logging.
+
+    Importing it hangs a handler for stderr on its logger. A program that imported the SDK before
+    us keeps its logging as it is; our client logs nothing through it either way.
+    """
+    ours = "coinbase.rest" not in sys.modules
+    from coinbase.rest import RESTClient
+
+    if ours:
+        logger = logging.getLogger("coinbase.RESTClient")
+        logger.handlers.clear()
+        logger.disabled = True
+    return RESTClient
+
+
+def _answer(response: Response) -> dict[str, object]:
+    status = response.status_code
+    if status != 200:
+        raise _Refused(
+            f"HTTP {status}{_message(response.content)}",
+            status,
+            _retry_after(response.headers.get("Retry-After", "")),
+        )
+    try:
+        answer = decode_json(response.content)
+    except ValueError:
+        raise _Refused("HTTP 200, but the body is not JSON", status) from None
+    if not isinstance(answer, dict):
+        raise _Refused("HTTP 200, but the body is not a JSON object", status)
+    return answer
+
+
+def _message(body: bytes) -> str:
+    """Return a line of a JSON error's own message; nothing of any other body."""
+    try:
+        document = decode_json(body)
+    except ValueError:
+        return ""
+    if isinstance(document, dict) and isinstance(document.get("errors"), list):
+        document = next(iter(document["errors"]), {})
+    if not isinstance(document, dict):
+        return ""
+    said = (document.get(name) for name in ("error_details", "message", "error"))
+    text = next((text for text in said if isinstance(text, str) and text), "")
+    if "<" in text:
+        return ""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f": {line[:200]}" if line else ""
+
+
+def _retry_after(header: str) -> float | None:
+    """Return the seconds of a Retry-After header; its date form is left to the usual wait."""
+    text = header.strip()
+    return float(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
+
+
+def _unreachable(error: Exception) -> str:
+    """Return what the network said, without the errors of three libraries wrapped around it."""
+    root: object = error
+    while isinstance(root, BaseException):
+        said = str(root)
+        within = (getattr(root, "reason", None), *root.args)
+        root = next((inner for inner in within if isinstance(inner, BaseException)), None)
+    return f"{type(error).__name__}: {said[:200]}"
+
+
+# Many requests --------------------------------------------------------------------------------
+
+
+def _paced(get: Get) -> Get:
+    """Let ten requests go within any second; the next one waits."""
+    sent: deque[float] = deque(maxlen=_REQUESTS_PER_SECOND)
+
+    def paced(path: str, params: Mapping[str, object]) -> dict[str, object]:
+        if len(sent) == _REQUESTS_PER_SECOND:
+            time.sleep(max(0.0, sent[0] + 1.0 - time.monotonic()))
+        sent.append(time.monotonic())
+        return get(path, params)
+
+    return paced
+
+
+def _with_retries(
+    get: Get,
+    *,
+    host: str,
+    attempts: int,
+    give_up_after: float,
+    wait_initial: float,
+    wait_max: float,
+) -> Get:
+    """Ask again where that may help, each time with a fresh token, and explain a final failure."""
+    import stamina
+
+    def patient(path: str, params: Mapping[str, object]) -> dict[str, object]:
+        tries = 0
+        try:
+            for attempt in stamina.retry_context(
+                on=_again(),
+                attempts=attempts,
+                timeout=give_up_after,
+                wait_initial=wait_initial,
+                wait_max=wait_max,
+                wait_jitter=wait_initial,
+            ):
+                with attempt:
+                    tries += 1
+                    return get(path, params)
+        except _Refused as refused:
+            raise _explained(refused, host, path, tries, get) from refused
+        raise AssertionError("a retry context ends by a return or an error")
+
+    return patient
+
+
+def _again() -> Callable[[Exception], bool | float]:
+    """Return the judge of one request's failures: ask again, now or in so many seconds, or not."""
+    unauthorised = 0
+
+    def judge(error: Exception) -> bool | float:
+        nonlocal unauthorised
+        if not isinstance(error, _Refused):
+            return False
+        if error.status == 401:
+            # Valid tokens are refused now and then. Once; a wrong key stays wrong.
+            unauthorised += 1
+            return unauthorised == 1
+        if error.passing and error.retry_after is not None:
+            return min(error.retry_after, _LONGEST_RETRY_AFTER)
+        return error.passing
+
+    return judge
+
+
+def _explained(refused: _Refused, host: str, path: str, tries: int, get: Get) -> SourceError:
+    what = f"{host}: GET {path}: {refused}"
+    if refused.status == 401:
+        return CredentialsError(
+            f"{what}: the key is refused; {_clock(get)}; otherwise check that key and "
+            "secret belong together, that the key still exists, and the addresses it is limited to"
+        )
+    if refused.status == 403:
+        return CredentialsError(
+            f"{what}: the key may not read this; give it the View permission for its portfolio"
+        )
+    if refused.status == 404:
+        return _NotFound(what)
+    if 300 <= refused.status < 400:
+        return ExchangeError(f"{what}: a redirect, which is never followed; check the base URL")
+    if not refused.passing:
+        return ExchangeError(what)
+    return ExchangeError(
+        f"{what}; gave up after {tries} attempts, nothing was computed; try again later"
+    )
+
+
+def _clock(get: Get) -> str:
+    """Return how far the clock here is off, the usual reason for a refused token."""
+    try:
+        ahead = (now() - _instant_of(get(TIME, {}))) / NANOSECONDS
+    except (_Refused, IncompleteRead):
+        return "if the clock here is off, set it (a token lives 120 s)"
+    if abs(ahead) < 2:
+        return "the clock here agrees with the exchange's"
+    direction = "ahead of" if ahead > 0 else "behind"
+    return (
+        f"the clock here is {abs(ahead):.0f} s {direction} the exchange's and a token lives "
+        "120 s: set the clock"
+    )

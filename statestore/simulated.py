@@ -1,0 +1,588 @@
+"""A Coinbase of one's own: real HTTPS on 127.0.0.1, real signed tokens, made-up fills.
+
+For tests and for the demo. The official SDK talks to it unchanged::
+
+    with SimulatedExchange() as exchange:
+        exchange.add_fills("BUY 1 BTC-USD @ 100", "SELL 0.4 BTC-USD @ 110 fee 0.04")
+        exchange.set_balance("BTC", available="0.6")
+        exchange.script("fills", RATE_LIMITED, OK, UNAVAILABLE)  # then honest again
+
+What it is strict about, since clients get it wrong: every private request carries its own token
+(signature, key, lifetime, the request's method and path, a nonce never seen before); filters have
+plural names, and the singular ones are ignored without a word; a cursor is opaque, holds reserved
+characters and is good for the same other parameters only; money has 16 decimals. Only GET is
+served. Where the exchange's documents leave something open, the harder answer is given: both
+bounds of a time window are exclusive.
+
+It is made for one client at a time, and is no model of a market. Needs the extra ``simulated``
+(trustme, PyJWT), imported when an exchange is made; the builders `fill` and `fills` need nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+import ssl
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from statestore.times import NANOSECONDS, format_instant, parse_instant
+
+API = "/api/v3/brokerage"
+PORTFOLIO_ID = "00000000-0000-0000-0000-000000000001"
+START = "2025-11-18T04:00:00Z"
+MINUTE = timedelta(minutes=1)
+
+# Fills from a line of text --------------------------------------------------------------------
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_FILL = re.compile(
+    r"(?:(?P<kind>FILL|REVERSAL|CORRECTION|SYNTHETIC) )?(?P<side>BUY|SELL) "
+    rf"(?P<size>{_NUMBER}) (?P<product>\S+-\S+) @ ?(?P<price>{_NUMBER})"
+    rf"(?: fee (?P<fee>{_NUMBER})(?: (?P<fee_currency>(?!quote\b)[A-Z0-9]+))?)?"
+    r"(?P<quote> quote)?(?: at (?P<time>\S+))?(?: order (?P<order>\S+))?"
+    r"(?: trade (?P<trade>\S+))?(?: id (?P<entry>\S+))?",
+    re.ASCII,
+)
+
+
+def fill(text: str, **overrides: object) -> dict[str, object]:
+    """Return a List Fills row, as the exchange would send it, from a line of text.
+
+    ::
+
+        [KIND] SIDE SIZE PRODUCT @ PRICE [fee FEE [CURRENCY]] [quote] [at TIME]
+            [order ORDER_ID] [trade TRADE_ID] [id ENTRY_ID]
+
+        BUY 1 BTC-USD @ 100
+        SELL .012 BTC-USD @ 65000 fee 4.68 at 2025-11-18T04:29:43.786756Z
+        BUY 2.6399716828 ETH-USD @ 2975.32 fee 0.0316796601936 quote
+        BUY 1 BTC-USD @ 60000 fee .001 BTC
+        REVERSAL BUY .5 BTC-USD @ 60000 trade t1 id e2
+
+    ``quote`` says that the size is an amount of quote (``size_in_quote``). Without ``at`` the fill
+    is of 2025-11-18T04:00:00Z. A fee in another currency than the product's quote goes to
+    ``commission_currency``, a field of ours. The same text gives the same row, ids included.
+
+    Args:
+        text: the parts in this order.
+        overrides: fields of the row by their own names (``side=""``, ``size_in_quote=None``),
+            for what no text should be able to say.
+    """
+    return _row(text, sequence=0, at=parse_instant(START)) | overrides
+
+
+def fills(
+    *texts: str, start: str | int = START, every: timedelta = MINUTE
+) -> list[dict[str, object]]:
+    """Return one row for each text, in order, ``every`` apart from ``start``, each with its own id.
+
+    Args:
+        texts: see `fill`; one with ``at`` stands where it says.
+        start: RFC 3339, or an instant in nanoseconds.
+        every: zero makes them tied.
+    """
+    first = parse_instant(start) if isinstance(start, str) else start
+    step = every // timedelta(microseconds=1) * 1_000
+    return [
+        _row(text, sequence=number, at=first + number * step) for number, text in enumerate(texts)
+    ]
+
+
+def _row(text: str, *, sequence: int, at: int) -> dict[str, object]:
+    match = _FILL.fullmatch(" ".join(text.split()))
+    if match is None:
+        raise ValueError(
+            f"{text!r} is not a fill; expected [KIND] SIDE SIZE PRODUCT @ PRICE "
+            "[fee FEE [CURRENCY]] [quote] [at TIME] [order ID] [trade ID] [id ID], "
+            "as BUY 1 BTC-USD @ 100 fee 0.6"
+        )
+    part = match.groupdict()
+    instant = parse_instant(part["time"]) if part["time"] else at
+    digest = sha256(f"{sequence} {at} {text}".encode()).hexdigest()
+    row: dict[str, object] = {
+        "entry_id": part["entry"] or digest,
+        "trade_id": part["trade"] or str(uuid.UUID(digest[:32])),
+        "order_id": part["order"] or str(uuid.UUID(digest[32:])),
+        "trade_time": part["time"] or format_instant(instant),
+        "trade_type": part["kind"] or "FILL",
+        "price": part["price"],
+        "size": part["size"],
+        "commission": part["fee"] or "0",
+        "product_id": part["product"],
+        # A little after the trade, as in real rows.
+        "sequence_timestamp": format_instant(instant + 2_000_000),
+        "liquidity_indicator": "TAKER",
+        "size_in_quote": part["quote"] is not None,
+        "user_id": "00000000-0000-0000-0000-000000000000",
+        "side": part["side"],
+        "retail_portfolio_id": PORTFOLIO_ID,
+        "fillSource": "FILL_SOURCE_CLOB",
+    }
+    if part["fee_currency"] and not part["product"].endswith(f"-{part['fee_currency']}"):
+        row["commission_currency"] = part["fee_currency"]
+    return row
+
+
+# What may go wrong ----------------------------------------------------------------------------
+
+Answer = dict[str, Any]
+
+_HTML = "<!DOCTYPE html><html><head><title>Attention Required!</title></head><body>{}</body></html>"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one request; the default is nothing (`OK`).
+
+    Attributes:
+        status: HTTP status; the body is ``text`` for anything but 200.
+        text: the body in place of the true answer.
+        headers: further headers.
+        change: applied to the true answer before it is sent.
+        wait: seconds before answering; cut short when the exchange stops.
+        drop: close the connection without a byte.
+        page_size: rows on this page; 0 gives an empty page that others follow.
+    """
+
+    status: int = 200
+    text: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    change: Callable[[Answer], Answer] | None = None
+    wait: float = 0
+    drop: bool = False
+    page_size: int | None = None
+
+
+OK = Fault()
+UNAUTHORIZED = Fault(401, "Unauthorized")
+FORBIDDEN = Fault(
+    403, '{"error":"PERMISSION_DENIED","error_details":"Missing required scopes","message":""}'
+)
+RATE_LIMITED = Fault(429, _HTML.format("You are being rate limited. " * 200))
+UNAVAILABLE = Fault(503, _HTML.format("Service Unavailable"))
+HTML = Fault(200, _HTML.format("Just a moment..."))
+DROPPED = Fault(drop=True)
+EMPTY_PAGE = Fault(page_size=0)
+NULL_FILLS = Fault(change=lambda answer: answer | {"fills": None})
+PROOF_REQUIRED = Fault(change=lambda answer: answer | {"fills": [], "proof_token_required": True})
+_AGAIN = "again+and/again="  # leads to the first page, whatever the other parameters
+REPEATED_CURSOR = Fault(change=lambda answer: answer | {"cursor": _AGAIN})
+ABSENT_CURSOR = Fault(
+    change=lambda answer: {name: value for name, value in answer.items() if name != "cursor"}
+)
+
+
+def rate_limited(retry_after: int) -> Fault:
+    """429 as documented, with the Retry-After header."""
+    text = '{"errors":[{"id":"rate_limit_exceeded","message":"Too many requests"}]}'
+    return Fault(429, text, {"Retry-After": str(retry_after)})
+
+
+def slow(seconds: float) -> Fault:
+    """The true answer, late."""
+    return Fault(wait=seconds)
+
+
+def redirect(location: str) -> Fault:
+    """302 to somewhere."""
+    return Fault(302, "", {"Location": location})
+
+
+# The exchange ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived; whether it came with a token, but not the token."""
+
+    method: str
+    path: str
+    query: Mapping[str, list[str]]
+    signed: bool = True
+
+
+class SimulatedExchange:
+    """See the module. A context manager; started and stopped with it.
+
+    Attributes:
+        api_key, api_secret: a throw-away ES256 key, made for this exchange.
+        ca_file: the certificate authority to trust, while the exchange runs.
+        base_url: ``127.0.0.1:PORT``, while the exchange runs.
+        permissions: what `key_permissions` says; without ``can_view``, private requests get 403.
+        page_size: rows a page at most, whatever ``limit`` says.
+        endless: the last page is followed by empty ones, each with a fresh cursor.
+        clock_offset: seconds its clock is ahead of the machine's.
+        on_request: called with each request before it is answered, to change things meanwhile.
+        requests: every request in order.
+        refusals: why tokens were refused, in order.
+    """
+
+    def __init__(self) -> None:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        private_key = ec.generate_private_key(ec.SECP256R1())
+        self._public_key = private_key.public_key()
+        self.api_key = f"organizations/{uuid.uuid4()}/apiKeys/{uuid.uuid4()}"
+        self.api_secret = private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        ).decode()
+        self.permissions: dict[str, object] = {
+            "can_view": True,
+            "can_trade": False,
+            "can_transfer": False,
+            "portfolio_uuid": PORTFOLIO_ID,
+            "portfolio_type": "DEFAULT",
+        }
+        self.page_size = 1_000
+        self.endless = False
+        self.clock_offset = 0.0
+        self.on_request: Callable[[Request], None] | None = None
+        self.requests: list[Request] = []
+        self.refusals: list[str] = []
+        self._fills: list[dict[str, object]] = []
+        self._accounts: dict[str, dict[str, object]] = {}
+        self._products: dict[str, dict[str, object]] = {}
+        self._faults: dict[str, deque[Fault]] = {}
+        self._forever: dict[str, Fault] = {}
+        self._cursors: dict[str, tuple[int, str]] = {}
+        self._nonces: set[str] = set()
+
+    # What it holds
+
+    def add_fill(self, row: str | Mapping[str, object]) -> None:
+        """Add one fill: a row, or a text as `fill` takes it."""
+        self._fills.append(fill(row) if isinstance(row, str) else dict(row))
+
+    def add_fills(self, *texts: str, start: str | int = START, every: timedelta = MINUTE) -> None:
+        """Add fills from texts; see `fills`."""
+        self._fills += fills(*texts, start=start, every=every)
+
+    def set_balance(self, currency: str, available: str = "0", hold: str = "0") -> None:
+        """Set the account of a currency; what is owned is available plus held."""
+        fiat = currency in {"USD", "EUR", "GBP"}
+        self._accounts[currency] = {
+            "uuid": str(uuid.uuid5(uuid.NAMESPACE_DNS, currency)),
+            "name": f"{currency} Wallet",
+            "currency": currency,
+            "available_balance": {"value": f"{Decimal(available):.16f}", "currency": currency},
+            "default": True,
+            "active": True,
+            "type": "ACCOUNT_TYPE_FIAT" if fiat else "ACCOUNT_TYPE_CRYPTO",
+            "ready": True,
+            "hold": {"value": f"{Decimal(hold):.16f}", "currency": currency},
+            "retail_portfolio_id": PORTFOLIO_ID,
+        }
+
+    def set_product(
+        self,
+        product_id: str,
+        *,
+        price: str = "",
+        base_increment: str = "0.00000001",
+        base_min_size: str = "0.00000001",
+        **fields: object,
+    ) -> None:
+        """Set a product; further fields by their own names (``product_type="FUTURE"``)."""
+        base, _, quote = product_id.partition("-")
+        self._products[product_id] = {
+            "product_id": product_id,
+            "price": price,
+            "base_increment": base_increment,
+            "base_min_size": base_min_size,
+            "price_increment": "0.01",
+            "base_currency_id": base,
+            "quote_currency_id": quote,
+            "product_type": "SPOT",
+            "status": "online",
+            "is_disabled": False,
+            "mid_market_price": "",
+            "alias": "",
+            "alias_to": [],
+        } | fields
+
+    def script(self, endpoint: str, *faults: Fault, forever: bool = False) -> None:
+        """Say what happens to the next requests of an endpoint, one each; then it is honest again.
+
+        Args:
+            endpoint: the last fixed part of its path: fills, accounts, products, key_permissions,
+                time, portfolios.
+            faults: in order; `OK` lets one through.
+            forever: the last one stays.
+        """
+        self._faults.setdefault(endpoint, deque()).extend(faults)
+        if forever:
+            self._forever[endpoint] = faults[-1]
+
+    # How to reach it
+
+    def write_key_file(self, path: Path) -> Path:
+        """Write the key as the exchange's key file, readable by its owner only, and return it."""
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"name": self.api_key, "privateKey": self.api_secret}))
+        return path
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that let a program reach this exchange with this key."""
+        return {
+            "COINBASE_API_KEY": self.api_key,
+            "COINBASE_API_SECRET": self.api_secret,
+            "COINBASE_BASE_URL": self.base_url,
+            "REQUESTS_CA_BUNDLE": str(self.ca_file),
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def __enter__(self) -> SimulatedExchange:
+        import trustme
+
+        self._folder = tempfile.TemporaryDirectory(prefix="simulated-exchange-")
+        self.ca_file = Path(self._folder.name) / "ca.pem"
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.ca_file))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+        self._server = _Server(self, context)
+        self.base_url = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.02},
+            name="simulated exchange",
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.stopping.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._folder.cleanup()
+        if self._server.failure is not None and error is None:
+            raise self._server.failure
+
+    # How it answers
+
+    def _answer(self, request: Request, authorization: str) -> tuple[Fault, Answer | None]:
+        """Return what happens to a request and, where it is served, the true answer."""
+        self.requests.append(request)
+        if self.on_request is not None:
+            self.on_request(request)
+        if request.method != "GET":
+            return Fault(405, '{"error":"METHOD_NOT_ALLOWED"}'), None
+        parts = request.path.removeprefix(f"{API}/").split("/")
+        endpoint = "fills" if parts[:2] == ["orders", "historical"] else parts[0]
+        fault = self._next_fault(endpoint)
+        if endpoint != "time":
+            problem = self._problem_with(authorization, request)
+            if problem:
+                self.refusals.append(problem)
+                return UNAUTHORIZED, None
+            if self.permissions["can_view"] is not True and endpoint != "key_permissions":
+                return FORBIDDEN, None
+        answer: Answer | Fault = Fault(404, '{"error":"NOT_FOUND","message":"not found"}')
+        match parts:
+            case ["orders", "historical", "fills"]:
+                answer = self._fills_page(request.query, fault.page_size)
+            case ["accounts"]:
+                answer = self._accounts_page(request.query, fault.page_size)
+            case ["products", product_id] if product_id in self._products:
+                answer = dict(self._products[product_id])
+            case ["key_permissions"]:
+                answer = dict(self.permissions)
+            case ["portfolios"]:
+                name = {"name": "Default", "uuid": PORTFOLIO_ID, "type": "DEFAULT"}
+                answer = {"portfolios": [name | {"deleted": False}]}
+            case ["time"]:
+                answer = self._time()
+        if isinstance(answer, Fault):
+            return answer, None
+        return fault, fault.change(answer) if fault.change else answer
+
+    def _next_fault(self, endpoint: str) -> Fault:
+        queue = self._faults.get(endpoint)
+        return queue.popleft() if queue else self._forever.get(endpoint, OK)
+
+    def _problem_with(self, authorization: str, request: Request) -> str:
+        """Return what is wrong with a token, or nothing."""
+        import jwt
+
+        token = authorization.removeprefix("Bearer ")
+        try:
+            header = jwt.get_unverified_header(token)
+            # Lifetimes are judged below, by this exchange's clock.
+            claims = jwt.decode(
+                token,
+                self._public_key,
+                algorithms=["ES256"],
+                options={"verify_exp": False, "verify_nbf": False},
+            )
+        except jwt.PyJWTError as error:
+            return f"token: {error}"
+        expected = {
+            "iss": "cdp",
+            "sub": self.api_key,
+            "uri": f"{request.method} {self.base_url}{request.path}",
+        }
+        for name, value in expected.items():
+            if claims.get(name) != value:
+                return f"{name} is {claims.get(name)!r}, not {value!r}"
+        if header.get("kid") != self.api_key:
+            return "kid is not the key's name"
+        opens, ends, here = claims.get("nbf", 0), claims.get("exp", 0), self._now()
+        if not opens <= here < ends or ends - opens > 120:
+            return f"lifetime: {opens} to {ends} at {here:.0f}"
+        nonce = header.get("nonce")
+        if not nonce or nonce in self._nonces:
+            return "nonce is missing or was used before"
+        self._nonces.add(nonce)
+        return ""
+
+    def _now(self) -> float:
+        return time.time() + self.clock_offset
+
+    def _time(self) -> Answer:
+        here = self._now()
+        return {
+            "iso": format_instant(int(here) * NANOSECONDS),
+            "epochSeconds": str(int(here)),
+            "epochMillis": str(int(here * 1_000)),
+        }
+
+    def _fills_page(self, query: Mapping[str, list[str]], page_size: int | None) -> Answer | Fault:
+        after = _bound(query, "start_sequence_timestamp", -math.inf)
+        before = _bound(query, "end_sequence_timestamp", math.inf)
+        wanted = [
+            row
+            for row in self._fills
+            if all(
+                row.get(name) in query.get(f"{name}s", [row.get(name)])
+                for name in ("product_id", "order_id", "trade_id")
+            )
+            and after < _traded(row) < before
+        ]
+        wanted.sort(key=_traded, reverse=True)
+        page = self._page(wanted, query, "100", page_size)
+        if isinstance(page, Fault):
+            return page
+        rows, cursor, _ = page
+        return {"fills": rows, "cursor": cursor}
+
+    def _accounts_page(
+        self, query: Mapping[str, list[str]], page_size: int | None
+    ) -> Answer | Fault:
+        page = self._page(list(self._accounts.values()), query, "49", page_size)
+        if isinstance(page, Fault):
+            return page
+        rows, cursor, has_next = page
+        return {"accounts": rows, "has_next": has_next, "cursor": cursor, "size": len(rows)}
+
+    def _page(
+        self,
+        rows: list[dict[str, object]],
+        query: Mapping[str, list[str]],
+        default_limit: str,
+        page_size: int | None,
+    ) -> tuple[list[dict[str, object]], str, bool] | Fault:
+        others = json.dumps({name: query[name] for name in sorted(query) if name != "cursor"})
+        begin = 0
+        if "cursor" in query:
+            cursor = query["cursor"][0]
+            begin, parameters = self._cursors.get(cursor, (0, ""))
+            if parameters != others and cursor != _AGAIN:
+                return Fault(400, '{"error":"INVALID_ARGUMENT","message":"invalid cursor"}')
+        limit = int(query.get("limit", [default_limit])[0])
+        end = begin + min(limit, self.page_size if page_size is None else page_size)
+        more = end < len(rows) or self.endless
+        cursor = f"{secrets.token_urlsafe(12)}+/?&=%{end}" if more else ""
+        self._cursors[cursor] = (end, others)
+        return rows[begin:end], cursor, more
+
+
+def _bound(query: Mapping[str, list[str]], name: str, otherwise: float) -> float:
+    return parse_instant(query[name][0]) if name in query else otherwise
+
+
+def _traded(row: Mapping[str, object]) -> int:
+    try:
+        return parse_instant(str(row.get("trade_time")))
+    except ValueError:
+        return time.time_ns()  # rows made to be wrong are served like new ones
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # closing the server waits for every answer under way
+
+    def __init__(self, exchange: SimulatedExchange, context: ssl.SSLContext) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        # The handshake is left to the thread that answers: a client that never finishes it must
+        # not keep others out.
+        self.socket = context.wrap_socket(
+            self.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.exchange = exchange
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """Keep a fault of the exchange itself for its owner; a client that went away is none."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            self.failure = error
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """HTTP/1.0, one connection a request: nothing stays open when the exchange stops."""
+
+    server: _Server
+    timeout = 5
+
+    def do_GET(self) -> None:
+        # The SDK sends a body of {} with a GET.
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        target = urlsplit(self.path)
+        query = parse_qs(target.query, keep_blank_values=True)
+        authorization = self.headers.get("Authorization", "")
+        request = Request(self.command, target.path, query, signed=bool(authorization))
+        fault, answer = self.server.exchange._answer(request, authorization)
+        if fault.wait:
+            self.server.stopping.wait(fault.wait)
+        if fault.drop:
+            return
+        body = (json.dumps(answer) if fault.text is None else fault.text).encode()
+        self.send_response(fault.status)
+        html = body.startswith(b"<")
+        self.send_header("Content-Type", "text/html" if html else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: `SimulatedExchange.requests` is the log."""

@@ -1,0 +1,144 @@
+"""pytest plugin: a state file, a kill switch, an exchange and fills for the tests of a bot.
+
+Loaded by pytest wherever statestore is installed, so it imports nothing heavy until a test asks.
+
+Fixtures:
+    state_file     path of a state file under ``tmp_path``; nothing is there yet
+    state_store    `StateStore` on it
+    kill_switch    `KillSwitch` beside it, released
+    fake_exchange  a running `statestore.simulated.SimulatedExchange`
+
+Builders, for rows as the exchange sends them: `fill`, `fills`.
+
+And a guard: as long as pytest runs, its process writes no state outside of a temporary folder. A
+test that reaches the live file by a default path fails with the path and what to use instead.
+Other processes that a test starts are not covered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from statestore.disk.killswitch import KillSwitch
+    from statestore.disk.store import StateStore
+    from statestore.simulated import SimulatedExchange
+
+_STORE = "statestore.disk.store"
+
+
+def fill(text: str, **overrides: object) -> dict[str, object]:
+    """Return a List Fills row from ``BUY 1 BTC-USD @ 100``; see `statestore.simulated.fill`."""
+    from statestore import simulated
+
+    return simulated.fill(text, **overrides)
+
+
+def fills(
+    *texts: str,
+    start: str | int = "2025-11-18T04:00:00Z",
+    every: timedelta = timedelta(minutes=1),
+) -> list[dict[str, object]]:
+    """Return one row for each text, a minute apart; see `statestore.simulated.fills`."""
+    from statestore import simulated
+
+    return simulated.fills(*texts, start=start, every=every)
+
+
+@pytest.fixture
+def state_file(tmp_path: Path) -> Path:
+    """Path of a state file in a folder of its own; the file is not there yet."""
+    folder = tmp_path / "data"
+    folder.mkdir(exist_ok=True)
+    return folder / ".state.json"
+
+
+@pytest.fixture
+def state_store(state_file: Path) -> StateStore:
+    """A store on `state_file`."""
+    from statestore.disk.store import StateStore
+
+    return StateStore(state_file)
+
+
+@pytest.fixture
+def kill_switch(state_file: Path) -> KillSwitch:
+    """The kill switch beside `state_file`, released; ``engage(reason, by)`` engages it."""
+    from statestore.disk.killswitch import KillSwitch
+
+    return KillSwitch(state_file.with_name("KILL_SWITCH"))
+
+
+@pytest.fixture
+def fake_exchange() -> Iterator[SimulatedExchange]:
+    """A running exchange of one's own, empty; skipped without the extra ``simulated``."""
+    for needed in ("trustme", "jwt"):
+        pytest.importorskip(needed, reason="needs: pip install 'statestore[simulated]'")
+    from statestore.simulated import SimulatedExchange
+
+    with SimulatedExchange() as exchange:
+        yield exchange
+
+
+# The guard ------------------------------------------------------------------------------------
+
+
+class _GuardedImport(MetaPathFinder):
+    """Sets the store's ``path_guard`` as the store is imported, whoever imports it and when.
+
+    Importing the store here instead would cost every test run, and setting the guard before each
+    test would miss a test that imports its bot in its body.
+    """
+
+    def __init__(self, guard: Callable[[Path], None]) -> None:
+        self.guard = guard
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _STORE:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_guard(module: ModuleType) -> None:
+                load(module)
+                vars(module)["path_guard"] = self.guard
+
+            vars(spec.loader)["exec_module"] = load_and_guard
+        return spec
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    def guard(path: Path) -> None:
+        temporary = [tempfile.gettempdir(), os.environ.get("PYTEST_DEBUG_TEMPROOT")]
+        temporary.append(config.getoption("basetemp", None))
+        resolved = path.resolve()
+        if not any(resolved.is_relative_to(Path(root).resolve()) for root in temporary if root):
+            # Not an Exception: a bot that logs a failed save and trades on must not hide it.
+            pytest.fail(
+                f"a test was about to write {resolved}, which is outside of every temporary "
+                "folder; use the fixture state_file (a path), state_store (a StateStore) or "
+                "tmp_path",
+            )
+
+    finder = _GuardedImport(guard)
+    sys.meta_path.insert(0, finder)
+    config.add_cleanup(lambda: sys.meta_path.remove(finder))
+    store = sys.modules.get(_STORE)
+    if store is not None:
+        former = vars(store).get("path_guard")
+        vars(store)["path_guard"] = guard
+        config.add_cleanup(lambda: vars(store).update(path_guard=former))

@@ -1,0 +1,46 @@
+"""The source under test, pointed at a simulated exchange, with waits written down, not waited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from statestore.fills.sources.coinbase import CoinbaseSource, Credentials
+from statestore.simulated import SimulatedExchange
+
+MakeSource = Callable[..., CoinbaseSource]
+
+
+@pytest.fixture(autouse=True)
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would have been slept, in order."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return slept
+
+
+@pytest.fixture
+def exchange(fake_exchange: SimulatedExchange) -> SimulatedExchange:
+    return fake_exchange
+
+
+@pytest.fixture
+def credentials(exchange: SimulatedExchange) -> Credentials:
+    return Credentials(exchange.api_key, exchange.api_secret)
+
+
+@pytest.fixture
+def make_source(exchange: SimulatedExchange, credentials: Credentials) -> MakeSource:
+    def make(**options: object) -> CoinbaseSource:
+        defaults = {"base_url": exchange.base_url, "ca_file": exchange.ca_file}
+        return CoinbaseSource(credentials, **defaults | options)
+
+    return make
+
+
+@pytest.fixture
+def source(make_source: MakeSource) -> CoinbaseSource:
+    return make_source()
