@@ -1,3 +1,35 @@
-"""statestore: a trading bot's memory in one JSON file, and a read-only way to rebuild it."""
+"""statestore: a trading bot's memory in one JSON file, and a read-only way to rebuild it.
+
+The public names, each imported when it is first used: a command that prints its help does not pay
+for the file locks of the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from statestore.disk.killswitch import KillSwitch as KillSwitch
+    from statestore.disk.store import State as State
+    from statestore.disk.store import StateMeta as StateMeta
+    from statestore.disk.store import StateStore as StateStore
+
+_HOMES = {
+    "KillSwitch": "statestore.disk.killswitch",
+    "State": "statestore.disk.store",
+    "StateMeta": "statestore.disk.store",
+    "StateStore": "statestore.disk.store",
+}
+
+__all__ = ["KillSwitch", "State", "StateMeta", "StateStore", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value

@@ -87,13 +87,16 @@ class RevisionConflict(StateError):
     Attributes:
         loaded: revision this writer loaded; None when it never loaded one.
         found: revision on disk.
+
+    ``detail`` says what speaks against the writer where the numbers alone do not.
     """
 
-    def __init__(self, path: Path, loaded: int | None, found: int) -> None:
+    def __init__(self, path: Path, loaded: int | None, found: int, detail: str = "") -> None:
         base = "never loaded it" if loaded is None else f"loaded revision {loaded}"
         super().__init__(
             path,
-            f"{path} is at revision {found}, but this writer {base}; load again and redo the change",
+            f"{path} is at revision {found}, but this writer {base}; "
+            f"load again and redo the change{f' ({detail})' if detail else ''}",
         )
         self.loaded = loaded
         self.found = found

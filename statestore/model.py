@@ -17,7 +17,7 @@ PEGS: Mapping[str, str] = {"USDC": "USD"}
 
 
 def settled_in(currency: str) -> str:
-    """Return the unit of account of a quote currency: USDC is counted as USD, others as themselves."""
+    """Return the unit of account of a quote currency: USDC counts as USD, others as themselves."""
     return PEGS.get(currency, currency)
 
 

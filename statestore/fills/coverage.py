@@ -5,9 +5,9 @@ delete or shrink what is really held. So the balance B is the anchor and the fil
 back from B, newest fill first, r = r - signed units. Where r first reaches zero the present
 lifecycle began, and everything after it is known: EXACT.
 
-Where the walk does not reach zero: the state may carry the entry on (CARRIED), the operator may have
-given the missing cost (ASSUMED), or the cost of some units stays unknown (PARTIAL). Where r goes
-below zero, units left without a fill (UNEXPLAINED_OUTFLOW). Two readings that both fit are
+Where the walk does not reach zero: the state may carry the entry on (CARRIED), the operator may
+have given the missing cost (ASSUMED), or the cost of some units stays unknown (PARTIAL). Where r
+goes below zero, units left without a fill (UNEXPLAINED_OUTFLOW). Two readings that both fit are
 AMBIGUOUS. Without a balance the fills are replayed from zero and believed only as far as they agree
 with the recorded quantity; else UNCOVERED.
 
@@ -99,7 +99,7 @@ class Finding:
     """The answer.
 
     Attributes:
-        units: quantity that is certain, or (UNCOVERED, AMBIGUOUS offline) what the fills alone give.
+        units: quantity that is certain; what the fills alone give where there is no balance.
         position: cost and the rest of it.
         reason: one sentence, for people.
         fills: how many fills were replayed.

@@ -62,7 +62,7 @@ class Movement:
 
 @exact
 def movements_of(asset: str, fills: Iterable[Fill]) -> list[Movement]:
-    """Return what the fills do to ``asset``, in their order; fills that do not touch it are left out."""
+    """Return what the fills do to ``asset``, in their order; others are left out."""
     return [
         _base_leg(fill) if fill.base == asset else _quote_leg(fill)
         for fill in fills

@@ -1,0 +1,76 @@
+"""Exit codes: one table, printed by every help, and the one place that turns errors into them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import click
+
+from statestore import errors
+
+UNPROVEN = 3
+INTERRUPTED = 130
+
+MEANINGS = {
+    0: "done; for a dry run: preview made",
+    1: "a bug, with a traceback",
+    2: "usage, or a setting that is not understood",
+    3: "refused: a position is not proven; or, with --exit-code, differences found",
+    4: "credentials missing or refused",
+    5: "exchange unreachable, or what it (or a recorded file) gave is incomplete or not understood",
+    6: "kill switch not engaged",
+    7: "locked, or another bot holds the lease",
+    8: "state missing, corrupt or invalid; or it could not be written",
+    9: "state changed since it was read",
+    10: "database backend failed",
+    130: "interrupted",
+}
+
+# The first class that fits decides, so the special ones come before the general.
+CODES: tuple[tuple[type[errors.StateStoreError], int], ...] = (
+    (errors.UsageError, 2),
+    (errors.ConfigError, 2),
+    (errors.RebuildRefused, UNPROVEN),
+    (errors.CredentialsError, 4),
+    (errors.SourceError, 5),
+    (errors.KillSwitchNotEngaged, 6),
+    (errors.StateLocked, 7),
+    (errors.RevisionConflict, 9),
+    (errors.StateError, 8),
+)
+
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in MEANINGS.items())
+
+
+def code_for(kind: type[errors.StateStoreError]) -> int:
+    """Return the exit code of a class of expected errors."""
+    return next((code for known, code in CODES if issubclass(kind, known)), 1)
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a command to its exit code. An expected error is one line; a bug keeps its traceback."""
+    try:
+        code = command.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; nothing further is written.", err=True)
+        code = INTERRUPTED
+    except errors.StateStoreError as error:
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        code = code_for(type(error))
+    except BrokenPipeError:
+        # Whoever read us went away; that is no error, and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def entry(command: click.Command) -> Callable[[], NoReturn]:
+    """Return the function a console script calls."""
+    return lambda: run(command)

@@ -1,0 +1,96 @@
+"""Values and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from statestore.amounts import parse_amount
+from statestore.times import parse_instant
+
+FILE = click.Path(path_type=Path)
+
+
+class Instant(click.ParamType[int]):
+    """An RFC 3339 time, to the nanosecond."""
+
+    name = "RFC3339"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return value if isinstance(value, int) else parse_instant(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Hours(click.ParamType[Decimal]):
+    """A positive number of hours."""
+
+    name = "HOURS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Decimal:
+        try:
+            hours = value if isinstance(value, Decimal) else parse_amount(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not 0 < hours <= 1_000_000:
+            self.fail(f"{value} is not a number of hours above 0", param, ctx)
+        return hours
+
+
+class AssetAmount(click.ParamType[tuple[str, Decimal]]):
+    """``BTC=0.5``."""
+
+    name = "ASSET=AMOUNT"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Decimal]:
+        if isinstance(value, tuple):
+            return value
+        asset, equals, amount = value.partition("=")
+        try:
+            if not (asset and equals):
+                raise ValueError(f"{value!r} is not {self.name}, as BTC=0.5")
+            number = parse_amount(amount)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if number < 0:
+            self.fail(f"{value!r} is negative", param, ctx)
+        return asset.upper(), number
+
+
+def once(pairs: Sequence[tuple[str, Decimal]], option: str) -> dict[str, Decimal]:
+    """Return the pairs as a mapping; an asset named twice is a mistake worth stopping for."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise click.BadParameter("an asset is named twice", param_hint=option)
+    return result
+
+
+def state_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--state",
+        type=FILE,
+        help="State file.  [default: $STATE_FILE, else data/.state.json]",
+    )(function)
+
+
+def kill_switch_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--kill-switch", type=FILE, help="Kill switch.  [default: KILL_SWITCH beside the state]"
+    )(function)
+
+
+def backup_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--backup-dir", type=FILE, help="Backups.  [default: state_backups beside the state]"
+    )(function)
+
+
+def allow_live_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--allow-live", is_flag=True, help="Write although the bot may be trading. Risky."
+    )(function)

@@ -1,0 +1,146 @@
+"""Settings: flag before environment before ``statestore.toml`` before default.
+
+The only reader of ``os.environ``. A setting that is not understood is an error, never ignored: a
+mistyped ``reserve`` would otherwise sell what is not the bot's.
+
+=================  ==========================  ======================================
+setting            environment                 default
+=================  ==========================  ======================================
+``state``          ``STATE_FILE``              ``data/.state.json``
+``kill_switch``    ``STATESTORE_KILL_SWITCH``  ``KILL_SWITCH`` beside the state
+``backup_dir``     ``STATESTORE_BACKUP_DIR``   ``state_backups`` beside the state
+``audit_file``     ``STATESTORE_AUDIT_FILE``   ``state_audit.jsonl`` beside the state
+``key_file``       ``COINBASE_KEY_FILE``       none
+``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
+``reserve`` table                              nothing is reserved
+none               ``COINBASE_API_KEY``        none
+none               ``COINBASE_API_SECRET``     none
+=================  ==========================  ======================================
+
+``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
+``STATESTORE_CONFIG`` names another file. Credentials have no place in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from statestore.amounts import parse_amount
+from statestore.errors import ConfigError
+
+_PATHS = {
+    "state": "STATE_FILE",
+    "kill_switch": "STATESTORE_KILL_SWITCH",
+    "backup_dir": "STATESTORE_BACKUP_DIR",
+    "audit_file": "STATESTORE_AUDIT_FILE",
+    "key_file": "COINBASE_KEY_FILE",
+}
+_TEXTS = {"base_url": "COINBASE_BASE_URL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was configured, before any flag. None: the default, beside the state."""
+
+    state: Path = Path("data/.state.json")
+    kill_switch: Path | None = None
+    backup_dir: Path | None = None
+    audit_file: Path | None = None
+    key_file: Path | None = None
+    base_url: str = "api.coinbase.com"
+    reserve: Mapping[str, Decimal] = field(default_factory=dict)
+    api_key: str | None = field(default=None, repr=False)
+    api_secret: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The files that belong to one state file."""
+
+    state: Path
+    kill_switch: Path
+    backup_dir: Path
+    audit_file: Path
+
+
+def places(
+    settings: Settings,
+    *,
+    state: Path | None = None,
+    kill_switch: Path | None = None,
+    backup_dir: Path | None = None,
+) -> Places:
+    """Return where everything is: the flag, else the setting, else beside the state file."""
+    path = state or settings.state
+    return Places(
+        state=path,
+        kill_switch=kill_switch or settings.kill_switch or path.parent / "KILL_SWITCH",
+        backup_dir=backup_dir or settings.backup_dir or path.parent / "state_backups",
+        audit_file=settings.audit_file or path.parent / "state_audit.jsonl",
+    )
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of the environment and of the configuration file.
+
+    Raises:
+        ConfigError: the file is not TOML, or holds a setting that is not understood.
+    """
+    values = _from_file(environ)
+    for name, variable in _PATHS.items():
+        if environ.get(variable):
+            values[name] = Path(environ[variable])
+    for name, variable in _TEXTS.items():
+        if environ.get(variable):
+            values[name] = environ[variable]
+    return Settings(
+        **values,
+        api_key=environ.get("COINBASE_API_KEY") or None,
+        api_secret=environ.get("COINBASE_API_SECRET") or None,
+    )
+
+
+def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
+    named = environ.get("STATESTORE_CONFIG")
+    path = Path(named) if named else Path("statestore.toml")
+    if not named and not path.is_file():
+        from platformdirs import user_config_path  # 20 ms that only a missing local file costs
+
+        path = user_config_path("statestore") / "statestore.toml"
+        if not path.is_file():
+            return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return {name: _value(path, name, value) for name, value in table.items()}
+
+
+def _value(path: Path, name: str, value: object) -> Any:
+    if name == "reserve" and isinstance(value, dict):
+        return {asset: _reserved(path, asset, units) for asset, units in value.items()}
+    if name in _PATHS and isinstance(value, str):
+        # Relative to the file that says so, not to wherever the command was started.
+        return path.parent / Path(value).expanduser()
+    if name in _TEXTS and isinstance(value, str):
+        return value
+    known = ", ".join([*_PATHS, *_TEXTS, "reserve"])
+    raise ConfigError(f"{path}: {name} = {value!r:.40} is not understood; settings are {known}")
+
+
+def _reserved(path: Path, asset: str, units: object) -> Decimal:
+    try:
+        amount = parse_amount(units)  # a TOML float is refused: it is no exact number
+    except ValueError as error:
+        raise ConfigError(f'{path}: reserve.{asset}: {error}; write it as a text, "0.5"') from error
+    if amount < 0:
+        raise ConfigError(f"{path}: reserve.{asset} is {amount}; units held back are not negative")
+    return amount
