@@ -109,16 +109,20 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
     named = environ.get("STATESTORE_CONFIG")
     path = Path(named) if named else Path("statestore.toml")
-    if not named and not path.is_file():
-        from platformdirs import user_config_path  # 20 ms that only a missing local file costs
-
-        path = user_config_path("statestore") / "statestore.toml"
-        if not path.is_file():
-            return {}
     try:
+        if not named and not path.is_file():
+            from platformdirs import user_config_path  # 20 ms that only a missing local file costs
+
+            path = user_config_path("statestore") / "statestore.toml"
+            if not path.is_file():
+                return {}
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+        # Not "no settings": what is in there may be a reserve.
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror or error}; make it readable, or name another "
+            "file in STATESTORE_CONFIG"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return {name: _value(path, name, value) for name, value in table.items()}

@@ -15,7 +15,6 @@ from statestore.config import load_settings, places
 from statestore.errors import ConfigError
 from statestore.times import format_instant, instant_of, parse_instant
 
-
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

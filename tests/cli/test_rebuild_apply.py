@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +248,44 @@ def test_a_folder_in_place_of_the_state(rebuild: Run, state_file: Path) -> None:
     refused(rebuild(*WINDOW, "--dry-run", fills=ROWS), 8, str(state_file))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_state_without_permission(rebuild: Run, damaged: Path) -> None:
-    damaged.chmod(0)
-    refused(rebuild(*WINDOW, "--dry-run", fills=ROWS), 8, str(damaged), "readable")
+def test_a_state_without_permission(
+    rebuild: Run, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rebuild(*WINDOW, "--dry-run", fills=ROWS).code == 0  # everything is imported now
+    with tempfile.TemporaryDirectory() as shared:
+        folder = Path(shared)
+        folder.chmod(0o755)
+        state = folder / "state.json"
+        state.write_bytes(STATE)
+        state.chmod(0)
+        rows = folder / "fills.json"
+        rows.write_text(json.dumps(ROWS))
+        monkeypatch.setenv("XDG_CONFIG_HOME", shared)
+        arguments = (*WINDOW, "--state", state, "--fills", rows)
+        with unprivileged():
+            previewed = rebuild(*arguments, "--dry-run")
+            applied = rebuild(*arguments, "--yes")
+        state.chmod(0o444)
+        with unprivileged():
+            locked_out = rebuild(*arguments, "--yes", "--allow-live")
+
+        refused(previewed, 8, str(state), "readable")
+        refused(applied, 8, str(state), "readable")
+        refused(locked_out, 8, str(folder), "Permission denied")
+        assert sorted(path.name for path in folder.iterdir()) == ["fills.json", "state.json"]
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run as nobody where the tests run as root, who may do everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("positions", [[], 1, "x", {"BTC-USD": True}, {"BTC-USD": None}])
