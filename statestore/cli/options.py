@@ -12,7 +12,8 @@ import click
 from statestore.amounts import parse_amount
 from statestore.times import parse_instant
 
-FILE = click.Path(path_type=Path)
+# Whether a file can be read is said by whoever reads it, with that error's own exit code.
+FILE = click.Path(path_type=Path, readable=False)
 
 
 class Instant(click.ParamType[int]):
