@@ -266,8 +266,10 @@ def test_a_state_without_permission(
             previewed = rebuild(*arguments, "--dry-run")
             applied = rebuild(*arguments, "--yes")
         state.chmod(0o444)
+        folder.chmod(0o555)
         with unprivileged():
             locked_out = rebuild(*arguments, "--yes", "--allow-live")
+        folder.chmod(0o755)
 
         refused(previewed, 8, str(state), "readable")
         refused(applied, 8, str(state), "readable")
