@@ -10,7 +10,7 @@ import click
 
 from statestore.amounts import text
 from statestore.disk.codec import to_json
-from statestore.repair.plan import Action, Change, Plan
+from statestore.repair.plan import QUANTITY_FIELDS, Action, Change, Plan
 
 _STYLES = {
     Action.ADD: "green",
@@ -61,16 +61,19 @@ def show_plan(plan: Plan) -> None:
         console.print(f"Held, but not in the state (--adopt): {names}", markup=False)
 
 
-def _before_after(change: Change, field: str, after: str | None) -> str:
+def _before_after(change: Change, field: str, found: str | None) -> str:
+    """What the state records and what it will; a figure that is not written is not shown."""
     before = _plain(change.before, field)
-    after = _short(after) if change.action is not Action.REMOVE else "-"
-    if change.action in (Action.UPDATE, Action.REMOVE) and before != after:
-        return f"{before} -> {after}"
-    return after
+    if change.action is Action.KEEP:
+        return before
+    after = "-" if change.action in (Action.REMOVE, Action.NONE) else _short(found)
+    changes = change.before is not None and before != after
+    return f"{before} -> {after}" if changes else after
 
 
 def _plain(entry: Mapping[str, Any] | None, field: str) -> str:
-    value = None if entry is None else entry.get(field)
+    names = QUANTITY_FIELDS if field == "quantity" else (field,)
+    value = next((entry[name] for name in names if entry and entry.get(name) is not None), None)
     return _short(None if value is None else str(value))
 
 

@@ -40,7 +40,8 @@ class Recorded:
         cost: of those units, before fees, in ``currency``; None when no entry price is recorded.
         fee_value: fees of those units in ``currency``, None when not recorded.
         opened_at: recorded time of entry, None when not recorded.
-        as_of: when the bot believed this; None when the state carries no time.
+        as_of: until when the bot believed this; None when the state carries no time.
+        stated_at: when this entry was written, which may be long before; None as above.
     """
 
     units: Decimal
@@ -49,6 +50,7 @@ class Recorded:
     fee_value: Decimal | None = None
     opened_at: int | None = None
     as_of: int | None = None
+    stated_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,9 +494,10 @@ def _with_state(question: Question, finding: Finding, readings: Sequence[_Readin
     if recorded is None or any(_matches(question, reading, recorded) for reading in readings):
         return finding
     # The reading that was confirmed first is the one the figures stand for.
-    points = _points_until(readings[0], recorded.as_of)
-    implied = points[-1][1] if recorded.as_of is not None else points[0][1]
-    at = question.since if recorded.as_of is None else recorded.as_of
+    stated_at = recorded.as_of if recorded.stated_at is None else recorded.stated_at
+    points = _points_until(readings[0], stated_at)
+    implied = points[0][1] if stated_at is None else points[-1][1]
+    at = question.since if stated_at is None else stated_at
     finding = replace(finding, conflict=Conflict(recorded.units, implied, at))
     if question.strict:
         reason = (

@@ -23,7 +23,7 @@ PROVEN = frozenset({Status.EXACT, Status.CARRIED, Status.ASSUMED})
 _CERTAIN_QUANTITY = frozenset({Status.PARTIAL, Status.UNEXPLAINED_OUTFLOW})
 
 # The names a quantity goes by in state files; all of them are kept in step.
-_QUANTITY_FIELDS = ("quantity", "units", "base_qty", "total")
+QUANTITY_FIELDS = ("quantity", "units", "base_qty", "total")
 
 _MOST_PREVIEWED = 25
 
@@ -190,29 +190,29 @@ def recorded_of(entry: Mapping[str, Any], key: str, saved_at: int | None) -> Rec
     Args:
         entry: with exact numbers.
         key: its key; the second part, if there is one, names the currency of the cost.
-        saved_at: when the state was saved, which dates every entry; None when it does not say.
+        saved_at: when the state was saved; None when it does not say.
 
     Raises:
         ValueError: a number or a time in the entry is not one.
     """
-    units = next((n for f in _QUANTITY_FIELDS if (n := _number(entry, key, f)) is not None), None)
+    units = next((n for f in QUANTITY_FIELDS if (n := _number(entry, key, f)) is not None), None)
     if units is None:
         return None
     side = str(entry.get("side", "BUY")).upper()
     if side in ("SELL", "SHORT"):
         units = -abs(units)
     quote = key.replace("/", "-").replace("_", "-").partition("-")[2] or "USD"
-    as_of = saved_at
-    for name in ("last_updated", "last_fill_time"):
-        if as_of is None:
-            as_of = _moment(entry, name)
+    times = [_moment(entry, name) for name in ("last_updated", "last_fill_time")]
+    stated = [moment for moment in times if moment is not None]
+    known = [*stated, *([] if saved_at is None else [saved_at])]
     return Recorded(
         units=units,
         cost=_recorded_cost(entry, key, units),
         currency=settled_in(str(entry.get("cost_currency") or quote)),
         fee_value=_number(entry, key, "fees_paid"),
         opened_at=_moment(entry, "entry_time"),
-        as_of=as_of,
+        as_of=max(known, default=None),
+        stated_at=stated[0] if stated else saved_at,
     )
 
 

@@ -88,13 +88,22 @@ def test_e10_the_window_is_doubled_until_the_balance_is_explained(rebuild: Run) 
     assert ran.change("BTC")["cost"] == "35400"
 
 
-def test_e14_the_conflict_with_the_state_is_told(rebuild: Run) -> None:
+@pytest.mark.parametrize(
+    ("entry", "saved"),
+    [({}, False), ({"last_updated": START}, False), ({"last_updated": START}, True)],
+)
+def test_e14_the_conflict_with_the_state_is_told(
+    rebuild: Run, state_store: Any, entry: dict[str, Any], saved: bool
+) -> None:
+    state = holding("BTC-USD", 0.3, 50000, **entry)
+    if saved:
+        state_store.save(state)
     ran = rebuild(
         *WINDOW,
         "--dry-run",
-        fills=fills("BUY .5 BTC-USD @ 62000"),
+        fills=fills("BUY .5 BTC-USD @ 62000", start="2025-11-18T05:00:00Z"),
         balances={"BTC": ".5"},
-        state=holding("BTC-USD", 0.3, 50000),
+        state=None if saved else state,
     )
     warning = next(w for w in ran.json["warnings"] if w["code"] == "state_conflict")
 
