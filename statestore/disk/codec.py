@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -61,7 +62,6 @@ _META_BODY = b'{"format": 1, "revision": '
 HEAD_BYTES = 128
 
 _PLAIN = frozenset({str, int, bool, NoneType})
-_STRING_KEYS = {str}
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_float = msgspec.json.Decoder().decode
@@ -111,6 +111,10 @@ class Section:
 
     compact: bytes
     decimals: bool
+
+
+# By key: a section's value as `marshal` writes it, and that encoded once it was seen twice.
+Remembered = dict[str, tuple[bytes, Section | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,17 +267,31 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
 # Writing
 
 
-def encode(state: Mapping[str, Any], path: Path) -> dict[str, Section]:
+def encode(
+    state: Mapping[str, Any], path: Path, remembered: Remembered | None = None
+) -> dict[str, Section]:
     """Return every section of `state` in compact form; ``_meta`` is left out.
+
+    Args:
+        remembered: what former calls found out, empty at first, brought up to date by this one.
+            A section that has not changed since is neither examined nor encoded again.
 
     Raises:
         StateInvalid: a value cannot be saved as JSON; names its field.
     """
-    try:
-        _examine_keys(state)
-    except _Refused as refused:
-        raise _invalid(path, refused.steps, str(refused)) from None
-    return {key: _section(key, value, path) for key, value in state.items() if key != META}
+    for key in state:
+        if type(key) is not str:
+            refused = _bad_key(key)
+            raise _invalid(path, refused.steps, str(refused))
+    remembered = {} if remembered is None else remembered
+    encoded = {
+        key: _section_again(key, value, path, remembered)
+        for key, value in state.items()
+        if key != META
+    }
+    for gone in remembered.keys() - encoded.keys():
+        remembered.pop(gone, None)
+    return encoded
 
 
 def arrange(encoded: Mapping[str, Section], base: Document | None) -> Document:
@@ -320,6 +338,30 @@ def _section(key: str, value: object, path: Path) -> Section:
         raise _invalid(path, *_culprit(key, value, error)) from None
 
 
+def _section_again(key: str, value: object, path: Path, remembered: Remembered) -> Section:
+    """Return what `_section` does, from memory if an equal snapshot was examined before.
+
+    Marshal writes only objects that are exactly of a built-in type, and the type of each, so equal
+    snapshots are equal values, keys included, and 1, 1.0 and True are told apart. (What offers a
+    buffer is taken for bytes, which are refused as well.) A snapshot that is seen again is itself
+    examined, not the value: that another thread may have changed since the snapshot was taken.
+    """
+    if not isinstance(value, (dict, list)) or not value:
+        return _section(key, value, path)
+    try:
+        snapshot = marshal.dumps(value)
+    except ValueError:  # a Decimal, a subclass, or something to be refused
+        return _section(key, value, path)
+    former, section = remembered.get(key, (b"", None))
+    if former != snapshot:
+        section = _section(key, value, path)
+        remembered[key] = snapshot, None
+    elif section is None:
+        section = _section(key, marshal.loads(snapshot), path)
+        remembered[key] = snapshot, section
+    return section
+
+
 def _examine_value(value: object, levels: int) -> bool:
     """Refuse what JSON cannot hold and msgspec would write anyhow; tell if there are Decimals."""
     kind = type(value)
@@ -339,21 +381,21 @@ def _examine_value(value: object, levels: int) -> bool:
 def _examine(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:
     if levels <= 0:
         raise _Refused(f"nested deeper than {MAX_DEPTH} levels, or contains itself")
+    children: Iterable[tuple[Any, Any]]
+    step_kind: type
     if isinstance(value, dict):
-        if not _STRING_KEYS.issuperset(map(type, value)):
-            _examine_keys(value)
-        # Most containers hold plain values only, and this asks all of them in one go.
-        if _PLAIN.issuperset(map(type, value.values())):
-            return False
-        children: Iterable[tuple[Any, Any]] = value.items()
+        children, step_kind = value.items(), str
+    elif _PLAIN.issuperset(map(type, value)):
+        return False  # a list is mostly of one kind, and this asks all of it in one go
     else:
-        if _PLAIN.issuperset(map(type, value)):
-            return False
-        children = enumerate(value)
+        children, step_kind = enumerate(value), int
     decimals = False
+    # This loop is most of what a save computes: the common kinds first, and no calls for them.
     for step, item in children:
+        if type(step) is not step_kind:
+            raise _bad_key(step)
         kind = type(item)
-        if kind in _PLAIN or (kind is float and math.isfinite(item)):
+        if kind is str or (kind is float and math.isfinite(item)) or kind in _PLAIN:
             continue
         try:
             if kind is dict or kind is list:
@@ -366,12 +408,9 @@ def _examine(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -
     return decimals
 
 
-def _examine_keys(keys: Iterable[Any]) -> None:
-    if not _STRING_KEYS.issuperset(map(type, keys)):
-        key = next(key for key in keys if type(key) is not str)
-        raise _Refused(
-            f"the key {key!r} is a {type(key).__name__}; keys of a JSON object are text", str(key)
-        )
+def _bad_key(key: object) -> _Refused:
+    kind = type(key).__name__
+    return _Refused(f"the key {key!r} is a {kind}; keys of a JSON object are text", str(key))
 
 
 def _examine_float(value: float) -> None:

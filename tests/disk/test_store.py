@@ -13,7 +13,7 @@ from decimal import Decimal
 
 import pytest
 
-from statestore.disk import durable, store
+from statestore.disk import durable, reading, store
 from statestore.disk.store import State, StateStore
 from statestore.errors import (
     BackupFailed,
@@ -731,13 +731,13 @@ def test_a_state_that_appears_while_the_fallback_is_read_is_believed(path, monke
     saved(path, 1, 2)
     good = path.read_bytes()
     path.unlink()
-    original = store.read_valid
+    original = reading.read_valid
 
     def slow(name, refused):
         path.write_bytes(good)
         return original(name, refused)
 
-    monkeypatch.setattr(store, "read_valid", slow)
+    monkeypatch.setattr(reading, "read_valid", slow)
 
     assert StateStore(path).load() == {"n": 2}
 
@@ -1111,7 +1111,7 @@ def test_changed_and_refresh_follow_another_writer(path, monkeypatch):
 def test_refresh_of_an_unchanged_state_reads_no_file_and_gives_new_values(path, monkeypatch):
     saved(path, 1)
     os.utime(path, ns=(0, 0))
-    monkeypatch.setattr(store, "_CLOCK_TICK_NS", -1)  # as if it was read long after it changed
+    monkeypatch.setattr(reading, "_CLOCK_TICK_NS", -1)  # as if it was read long after it changed
     reader = StateStore(path)
     first = reader.load()
     first["n"] = "mine"
@@ -1125,8 +1125,8 @@ def test_a_change_within_one_tick_of_the_clock_is_seen(path, monkeypatch):
     saved(path, 1)
     reader = StateStore(path)
     reader.load()
-    frozen = store._signature_of(path)
-    monkeypatch.setattr(store, "_signature", lambda _status: frozen)
+    frozen = reading._signature_of(path)
+    monkeypatch.setattr(reading, "_signature", lambda _status: frozen)
     assert not reader.changed()
 
     saved(path, 2)

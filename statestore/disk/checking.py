@@ -1,0 +1,103 @@
+"""What stands in the folder of a state file, file by file, for an operator. Reads only.
+
+Nothing here decides which file is the state: that is `statestore.disk.reading`. A file that does
+not read is reported, never raised; only a folder that cannot be listed is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from statestore.disk import codec, durable
+from statestore.disk.backups import Backups
+
+_STATUS: dict[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
+    codec.Trust.SEALED: "good",
+    codec.Trust.ADOPTED: "adopted",
+    codec.Trust.MISMATCH: "mismatch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """One file as `StateStore.check` found it."""
+
+    path: Path
+    status: Literal["good", "adopted", "mismatch", "damaged", "missing"]
+    revision: int | None = None
+    saved_at: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What stands in the folder of a state file.
+
+    Attributes:
+        leftovers: temporary files of writers that were killed. The next save takes those beside
+            the state file away; those of a backup stay, and may be deleted.
+        lock_holder: process id, None if nobody saves at this instant or the system does not say.
+        lease: ``pid``, ``host`` and ``since`` of the running bot, None if there is none.
+    """
+
+    state: FileReport
+    bak: FileReport
+    backups: list[FileReport]
+    quarantined: list[Path]
+    leftovers: list[Path]
+    lock_holder: int | None
+    lease: dict[str, Any] | None
+
+    @property
+    def ok(self) -> bool:
+        """The state file is good, and so is what stands behind it."""
+        behind = [self.bak, *self.backups]
+        return self.state.status in ("good", "adopted") and all(
+            report.status in ("good", "adopted", "missing") for report in behind
+        )
+
+
+def check_files(
+    path: Path,
+    backup_path: Path,
+    backups: Backups,
+    *,
+    lock_holder: int | None,
+    lease: dict[str, Any] | None,
+) -> CheckReport:
+    """Look at every file of one state.
+
+    Args:
+        lock_holder: asked before the files are looked at, since a temporary file of a writer at
+            work is not a leftover.
+    """
+    folder, name = path.parent, path.name
+    beside = sorted(folder.iterdir()) if folder.is_dir() else []
+    leftovers = [p for p in beside if p.name.startswith(name) and p.name.endswith(".tmp")]
+    leftovers += backups.leftovers()
+    return CheckReport(
+        state=check_file(path),
+        bak=check_file(backup_path),
+        backups=[check_file(backup.path) for backup in backups.list()],
+        quarantined=[p for p in beside if p.name.startswith(f"{name}.corrupt-")],
+        leftovers=[] if lock_holder else leftovers,
+        lock_holder=lock_holder,
+        lease=lease,
+    )
+
+
+def check_file(path: Path) -> FileReport:
+    """Look at one file as a state."""
+    try:
+        data, _ = durable.read_file(path, codec.MAX_BYTES)
+        document = codec.parse(data)
+    except FileNotFoundError:
+        return FileReport(path, "missing")
+    except (codec.Damaged, codec.TooNew, durable.NotAFile, durable.TooLarge) as error:
+        return FileReport(path, "damaged", why=str(error))
+    except OSError as error:
+        return FileReport(path, "damaged", why=f"cannot be read: {error.strerror}")
+    saved_at = document.meta.saved_at if document.meta else ""
+    return FileReport(path, _STATUS[document.trust], document.revision, saved_at, document.why)

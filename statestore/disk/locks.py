@@ -1,0 +1,315 @@
+"""Who may write, and who runs: one writer of a state at a time, one bot. The only user of filelock.
+
+What is promised, on a local file system:
+
+* between `WriterLock.acquire` and `release` no other thread, store or process writes this state;
+* a lock is the kernel's, so it is free the moment its holder dies; it is no file that a killed
+  process could leave behind, and no process id has to be judged;
+* a file system without locks is an error (`SaveFailed`), never a save without exclusion;
+* a forked child starts without its parent's locks and cannot keep them alive.
+
+What is not: NFS without locks, two hosts on one file, and programs that take no lock. Never delete
+a lock file: a process that waits on the deleted one and one that made a new one would both get in.
+A waiter polls, so writers are not served in the order they came.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from statestore import times
+from statestore.disk import durable
+from statestore.errors import LeaseHeld, SaveFailed, StateError, StateLocked, UsageError
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.002
+_LEASE_PATIENCE_SECONDS = 0.25  # `lease_holder` of another process locks the file for an instant
+
+
+class WriterLock:
+    """The right to write one state: a mutex among threads, flock among processes and stores."""
+
+    def __init__(self, state_path: Path, lock_path: Path) -> None:
+        self._state_path = state_path
+        self._lock = _OsLock(lock_path)
+
+    @property
+    def held(self) -> bool:
+        """Whether this thread holds it, through whichever store of this process."""
+        return _exclusion(self._state_path).owner == threading.get_ident()
+
+    def exclusively(self, act: Callable[[], T], timeout: float) -> T:
+        """Run `act` with every other writer kept out.
+
+        Raises:
+            UsageError, StateLocked, SaveFailed: as in `refuse_reentry` and `acquire`.
+        """
+        self.refuse_reentry()
+        try:
+            # Inside the try, so that Ctrl-C at any instant gives back what was taken.
+            self.acquire(timeout)
+            return act()
+        finally:
+            try:
+                self.release()
+            except BaseException:
+                self.release()  # a signal came between the two lines above
+                raise
+
+    def refuse_reentry(self) -> None:
+        """Raise `UsageError` if this thread holds the lock: to be asked before `acquire`."""
+        if self.held:
+            raise UsageError(
+                f"{self._state_path} is already locked by this thread: a save inside a "
+                "transaction, or inside a signal handler that interrupted one; change the "
+                "transaction's state instead, or save later"
+            )
+
+    def acquire(self, timeout: float) -> None:
+        """Wait `timeout` seconds for the lock; whatever comes of it, `release` has to follow.
+
+        Raises:
+            StateLocked: somebody else holds it for longer; names the process where it is known.
+            SaveFailed: the lock file cannot be made, or there are no locks on this file system.
+        """
+        exclusion = _exclusion(self._state_path)
+        deadline = time.monotonic() + timeout
+        if not exclusion.mutex.acquire(timeout=max(timeout, 0)):
+            raise self._held_for_longer(timeout)
+        exclusion.owner = threading.get_ident()
+        if not _acquire_until(deadline, self._lock, self._state_path):
+            raise self._held_for_longer(timeout)
+
+    def release(self) -> None:
+        """Give back whatever of the two `acquire` took; again does no harm."""
+        exclusion = _exclusion(self._state_path)
+        if exclusion.owner == threading.get_ident():
+            self._lock.release()
+            exclusion.owner = None
+        with suppress(RuntimeError):  # not ours: the wait for it failed
+            exclusion.mutex.release()
+
+    def _held_for_longer(self, timeout: float) -> StateLocked:
+        pid = flock_holder(self._lock.path)
+        who = f"process {pid}" if pid else "another process"
+        if pid == os.getpid():
+            who = "another thread or store of this process"
+        return StateLocked(
+            self._state_path,
+            f"{self._state_path} is locked by {who} for longer than {timeout:g} s; nothing was "
+            "changed: try again, or see what holds it",
+        )
+
+
+class Lease:
+    """The right to be the one bot on a state file; see `StateStore.lease`."""
+
+    def __init__(self, lock: _OsLock) -> None:
+        self._lock = lock
+
+    def release(self) -> None:
+        """Give the lease back; doing so twice does no harm."""
+        self._lock.describe({})
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def take_lease(state_path: Path, lease_path: Path) -> Lease:
+    """Take the lease of a state, held until it is released or the process ends.
+
+    Raises:
+        LeaseHeld: another bot holds it; names its process, host and since when.
+        SaveFailed: as in `WriterLock.acquire`.
+    """
+    durable.make_directory(lease_path.parent)
+    lock = _OsLock(lease_path)
+    try:
+        if not _acquire_until(time.monotonic() + _LEASE_PATIENCE_SECONDS, lock, state_path):
+            raise _lease_held(state_path, lease_path)
+        lock.describe(
+            {
+                "pid": os.getpid(),
+                "host": os.uname().nodename,
+                "since": times.format_instant(times.now()),
+            }
+        )
+    except BaseException:
+        lock.close()
+        raise
+    return Lease(lock)
+
+
+def lease_holder(lease_path: Path) -> dict[str, Any] | None:
+    """Return ``pid``, ``host`` and ``since`` of the lease's holder; None if nobody holds it.
+
+    Empty where it is held, but the holder has not yet said who it is.
+    """
+    from filelock import lock_descriptor
+
+    try:
+        descriptor = os.open(lease_path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(lease_path, f"cannot look at {lease_path}: {error.strerror}") from error
+    try:
+        if lock_descriptor(descriptor, blocking=False):
+            return None  # closing the descriptor gives it back
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    finally:
+        os.close(descriptor)
+    return holder if isinstance(holder, dict) else {}
+
+
+def flock_holder(lock_path: Path) -> int | None:
+    """Return the process that holds a lock; None if none does or the system does not tell.
+
+    Read from the kernel when it is asked for, rather than written into the file at every save.
+    """
+    with suppress(OSError):
+        status = lock_path.stat()
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "->" not in fields and "FLOCK" in fields and device in fields:
+                return int(fields[4]) or None
+    return None
+
+
+def _lease_held(state_path: Path, lease_path: Path) -> LeaseHeld:
+    who = lease_holder(lease_path) or {}
+    return LeaseHeld(
+        state_path,
+        f"a bot already runs on {state_path}: process {who.get('pid', 'unknown')} on "
+        f"{who.get('host', 'unknown host')} since {who.get('since', 'an unknown time')}; "
+        "stop it first",
+    )
+
+
+def _acquire_until(deadline: float, lock: _OsLock, state_path: Path) -> bool:
+    """Try at least once, and again until `deadline`; return whether the lock was taken."""
+    while not _try(lock, state_path):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _try(lock: _OsLock, state_path: Path) -> bool:
+    try:
+        try:
+            return lock.acquire()
+        except FileNotFoundError:
+            durable.make_directory(lock.path.parent)
+            return lock.acquire()
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            advice = "this file system offers no locks, so writers cannot be kept apart; put "
+            advice += "the state on a local disk"
+        else:
+            advice = "nothing was changed; a save has to make and lock a file beside the state"
+        raise SaveFailed(state_path, f"lock {lock.path.name}", error, advice) from error
+
+
+class _OsLock:
+    """A lock of the operating system on one file, taken on a descriptor that stays open.
+
+    `filelock.lock_descriptor` is flock(2) and nothing else: it never falls back to a lock that is
+    a mere file, which would outlive a process that dies. A file system without locks is an error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        _os_locks.add(self)
+
+    def acquire(self) -> bool:
+        """Try once."""
+        # Imported when first needed: it costs a short command more than everything else it does.
+        from filelock import lock_descriptor
+
+        while True:
+            if self._descriptor is None:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, durable.NEW_FILE_MODE)
+            if not lock_descriptor(self._descriptor, blocking=False):
+                return False
+            if self._is_current(self._descriptor):
+                return True
+            self.close()  # the file was deleted, and a lock on its remains keeps nobody out
+
+    def release(self) -> None:
+        from filelock import unlock_descriptor
+
+        if self._descriptor is not None:
+            unlock_descriptor(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+
+    def describe(self, holder: Mapping[str, Any]) -> None:
+        """Write who holds the lock into its file; a full disk may keep that, not the lock."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, json.dumps(dict(holder)).encode(), 0)
+
+    def _is_current(self, descriptor: int) -> bool:
+        ours = os.fstat(descriptor)
+        try:
+            named = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
+
+
+@dataclass(slots=True)
+class _Exclusion:
+    """Keeps threads of this process apart: flock knows descriptors, not threads."""
+
+    mutex: threading.RLock = field(default_factory=threading.RLock)
+    owner: int | None = None
+
+
+_exclusions: dict[Path, _Exclusion] = {}
+_os_locks: weakref.WeakSet[_OsLock] = weakref.WeakSet()
+
+
+def _exclusion(path: Path) -> _Exclusion:
+    return _exclusions.get(path) or _exclusions.setdefault(path, _Exclusion())
+
+
+def _after_fork_in_child() -> None:
+    """Start without locks: a child's copies of descriptors would keep the parent's locks alive."""
+    _exclusions.clear()
+    for lock in _os_locks:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
