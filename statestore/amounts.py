@@ -39,6 +39,14 @@ _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASC
 _LARGEST_EXPONENT = 40
 
 
+def json_type(value: object) -> str:
+    """Return what a value read from JSON is, in the words of JSON, for messages."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number")
+
+
 def exact(function: Callable[P, R]) -> Callable[P, R]:
     """Run ``function`` in the working precision, whatever the caller's decimal context is."""
 

@@ -86,6 +86,11 @@ def places(
     )
 
 
+def operator() -> str:
+    """Return who runs this, for the record: ``uid 1000 at host``."""
+    return f"uid {os.getuid()} at {os.uname().nodename}"
+
+
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Return the settings of the environment and of the configuration file.
 
@@ -130,7 +135,7 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _value(path: Path, name: str, value: object) -> Any:
     if name == "reserve" and isinstance(value, dict):
-        return {asset: _reserved(path, asset, units) for asset, units in value.items()}
+        return {asset.upper(): _reserved(path, asset, units) for asset, units in value.items()}
     if name in _PATHS and isinstance(value, str):
         # Relative to the file that says so, not to wherever the command was started.
         return path.parent / Path(value).expanduser()

@@ -1,4 +1,4 @@
-"""What every command that replaces a state shares: the kill switch before, the audit line after."""
+"""What seal and restore share: the kill switch before, the audit line after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statestore.config import Places
 from statestore.disk.audit import AuditLog
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateMeta, StateStore
-from statestore.repair.rebuild import audited_by, halted
+from statestore.repair.rebuild import halted, record_repair
 
 
 def replace_state(
@@ -32,14 +32,6 @@ def replace_state(
     check = halted(KillSwitch(where.kill_switch), allow_live=allow_live)
     check()
     saved = write(check)
-    record = {
-        "action": action,
-        "state": str(store.path),
-        **audited_by(),
-        "revision": saved.revision,
-        "sha256": saved.sha256,
-        **(facts or {}),
-    }
-    AuditLog(where.audit_file).append(record)
+    record_repair(AuditLog(where.audit_file), action, saved, facts or {})
     note(f"{store.path} is at revision {saved.revision}.")
     print_json({"action": action, "path": str(store.path), "revision": saved.revision})

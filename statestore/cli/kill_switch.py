@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from pathlib import Path
 
 import click
@@ -11,7 +9,7 @@ import click
 from statestore.cli.exits import EPILOG
 from statestore.cli.options import kill_switch_option, state_option
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, places
+from statestore.config import load_settings, operator, places
 from statestore.disk.killswitch import KillSwitch
 
 
@@ -41,7 +39,7 @@ def _report(switch: KillSwitch) -> None:
 def engage(state: Path | None, kill_switch: Path | None, reason: str) -> None:
     """Halt: no new trades, no writes by a bot that respects it."""
     switch = _switch(state, kill_switch)
-    switch.engage(reason=reason, by=f"{getpass.getuser()}@{socket.gethostname()}")
+    switch.engage(reason=reason, by=operator())
     note(f"Engaged: {switch.path}")
     _report(switch)
 

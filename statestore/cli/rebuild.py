@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 )
 @click.option("--hours", type=Hours(), default="48", help="Lookback window, in hours.")
 @click.option("--since", type=Instant(), help="Start of the window, instead of --hours.")
-@click.option("--until", type=Instant(), help="End of the window, exclusive.  [default: now]")
+@click.option(
+    "--until",
+    type=Instant(),
+    help="End of the window, exclusive; the past is for previews.  [default: now]",
+)
 @click.option(
     "--max-hours", type=Hours(), default="17520", help="Search no further back than this."
 )
@@ -51,7 +55,9 @@ if TYPE_CHECKING:
 @click.option("--balances", type=FILE, help="Recorded balances, for --fills.")
 @click.option("--save-fills", type=FILE, help="Keep the fills that were read, for --fills later.")
 @click.option("--audit-out", type=FILE, help="Write one JSON line per fill, with running quantity.")
-@click.option("--product", "products", multiple=True, help="Only the asset of this product.")
+@click.option(
+    "--product", "products", multiple=True, help="Only the asset of this product. Repeatable."
+)
 @click.option(
     "--method",
     type=click.Choice(["average", "fifo", "lifo"]),
@@ -65,10 +71,17 @@ if TYPE_CHECKING:
     default="product",
     help="Key of a new entry: ETH-USD or ETH.",
 )
-@click.option("--reserve", type=AssetAmount(), multiple=True, help="Units that are not the bot's.")
-@click.option("--adopt", multiple=True, metavar="ASSET", help="Take a held asset into the state.")
 @click.option(
-    "--assume-entry", type=AssetAmount(), multiple=True, help="USD cost of units no fill explains."
+    "--reserve", type=AssetAmount(), multiple=True, help="Units that are not the bot's. Repeatable."
+)
+@click.option(
+    "--adopt", multiple=True, metavar="ASSET", help="Take a held asset into the state. Repeatable."
+)
+@click.option(
+    "--assume-entry",
+    type=AssetAmount(),
+    multiple=True,
+    help="Cost per unit where no fill tells. Repeatable.",
 )
 @click.option("--accept-partial", is_flag=True, help="Write quantities whose cost is not proven.")
 @click.option("--skip-unproven", is_flag=True, help="Write the proven positions, leave the others.")
@@ -81,7 +94,9 @@ if TYPE_CHECKING:
 @allow_live_option
 @click.option("--yes", is_flag=True, help="Do not ask before writing.")
 @click.option("--exit-code", is_flag=True, help="Exit 3 when a dry run finds differences.")
-@click.option("-v", "--verbose", count=True, help="Say more; twice for everything.")
+@click.option(
+    "-v", "--verbose", count=True, show_default=False, help="Say more; twice for everything."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 def command(**flags: Any) -> int:
     """Rebuild the positions of a state file from exchange fills.
@@ -99,6 +114,7 @@ def command(**flags: Any) -> int:
         backup_dir=flags["backup_dir"],
     )
     options = _options(flags, settings)
+    _refuse_targets(flags, where)
     from statestore.disk.store import StateStore
     from statestore.repair.rebuild import propose, refuse_unproven
 
@@ -113,7 +129,8 @@ def command(**flags: Any) -> int:
         show_plan(proposal.plan)
     if flags["dry_run"]:
         _print(proposal, store.path, dry_run=True)
-        differs = bool(proposal.plan.writes or proposal.plan.unproven)
+        plan = proposal.plan
+        differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
         return UNPROVEN if flags["exit_code"] and differs else 0
     refuse_unproven(proposal.plan, skip_unproven=flags["skip_unproven"])
     return _apply(store, proposal, where, flags)
@@ -188,7 +205,9 @@ def _apply(store: Any, proposal: Proposal, where: Places, flags: dict[str, Any])
         from statestore.cli.output import note
 
         if applied.backup is None:
-            note(f"Nothing to write: {store.path} is as the fills say.")
+            note("Nothing to write: the positions are as the fills say.")
+            if proposal.state.meta.recovered_from is not None:
+                note(f"{store.path} is still damaged: 'statestore restore' replaces it.")
         else:
             note(
                 f"Wrote revision {applied.revision} of {store.path}. "
@@ -217,14 +236,26 @@ def _keep(flags: dict[str, Any], proposal: Proposal) -> None:
     from statestore.repair.rebuild import fill_trail
 
     if flags["save_fills"]:
-        rows = [dict(row.payload) for batch in proposal.batches for row in batch.rows]
-        unique = list(
-            {row.get("entry_id") or number: row for number, row in enumerate(rows)}.values()
-        )
-        replace_file(flags["save_fills"], to_json({"fills": unique, "cursor": ""}) + b"\n")
+        rows = [to_json(row.payload) for batch in proposal.batches for row in batch.rows]
+        # Reads overlap; but two rows of one id that differ are a conflict, and stay one.
+        listed = b",\n".join(dict.fromkeys(rows))
+        replace_file(flags["save_fills"], b'{"fills": [\n' + listed + b'\n], "cursor": ""}\n')
     if flags["audit_out"]:
-        lines = [to_json(line, indent=None) + b"\n" for line in fill_trail(proposal)]
+        lines = [to_json(line, indent=None) + b"\n" for line in fill_trail(proposal.plan)]
         replace_file(flags["audit_out"], b"".join(lines))
+
+
+def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
+    """A file that is asked for by name must not replace one that matters."""
+    state = where.state
+    precious = [state, where.kill_switch, where.audit_file, flags["fills"], flags["balances"]]
+    precious += [state.with_name(state.name + suffix) for suffix in (".bak", ".lock", ".lease")]
+    known = {path.resolve() for path in precious if path is not None}
+    for option in ("save_fills", "audit_out"):
+        target = flags[option]
+        if target is not None and target.resolve() in known:
+            name = option.replace("_", "-")
+            raise UsageError(f"--{name} {target} would overwrite it; name another file")
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Recorded:
     Attributes:
         units: recorded quantity, negative for a short.
         cost: of those units, before fees, in ``currency``; None when no entry price is recorded.
+        entry_price: as recorded.
         fee_value: fees of those units in ``currency``, None when not recorded.
         opened_at: recorded time of entry, None when not recorded.
         as_of: until when the bot believed this; None when the state carries no time.
@@ -47,6 +48,7 @@ class Recorded:
     units: Decimal
     cost: Decimal | None
     currency: str
+    entry_price: Decimal | None = None
     fee_value: Decimal | None = None
     opened_at: int | None = None
     as_of: int | None = None
@@ -63,8 +65,10 @@ class Question:
         increment: the product's base increment.
         dust: units below this are not worth a position; zero when that is not known.
         since: start of the window searched so far.
-        exhausted: there is nothing older to search.
-        assumed_entry: cost per unit, in USD, of units from before the window, by the operator.
+        exhausted: the search ends here.
+        complete: and that is because nothing older exists, not because it was told to stop.
+        assumed_entry: cost per unit, by the operator, of units from before the window; in the
+            currency of the fills where they have one, else in USD.
         strict: a recorded quantity the fills cannot explain makes the answer AMBIGUOUS.
     """
 
@@ -74,17 +78,12 @@ class Question:
     increment: Decimal
     since: int
     exhausted: bool
+    complete: bool = True
     method: Method = Method.AVERAGE
     dust: Decimal = ZERO
     recorded: Recorded | None = None
     assumed_entry: Decimal | None = None
     strict: bool = False
-
-    @property
-    def eps(self) -> Decimal:
-        """Tolerance, in increments: sizes given in quote come rounded to one increment each."""
-        quoted = sum(movement.fill.quoted for movement in self.movements)
-        return self.increment * max(1, quoted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,34 +103,72 @@ class Finding:
         units: quantity that is certain; what the fills alone give where there is no balance.
         position: cost and the rest of it.
         reason: one sentence, for people.
-        fills: how many fills were replayed.
-        opening: units before the first fill of the window.
+        movements: what was replayed, under the reading that was confirmed.
+        opening: units before the first of them.
     """
 
     status: Status
     units: Decimal
     position: Position
     reason: str
-    fills: int
+    movements: tuple[Movement, ...]
     opening: Decimal
     conflict: Conflict | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """The movements under one reading of adjusted rows, and the running total between them.
+class _Point:
+    """A moment at which a lifecycle may have begun: between instants, outside adjusted trades.
 
     Attributes:
-        points: (index, units) where ``index`` movements lie before the point, oldest first. Not
-            between tied fills, nor between the rows of an adjusted trade: those stand together.
+        index: movements before it.
+        units: held then, by walking back from the balance.
+        eps: how far off ``units`` may be: an increment for each later fill sized in quote.
     """
 
-    movements: tuple[Movement, ...]
-    points: tuple[tuple[int, Decimal], ...]
+    index: int
+    units: Decimal
+    eps: Decimal
 
-    def time(self, index: int) -> int | None:
+    @property
+    def flat(self) -> bool:
+        return abs(self.units) <= self.eps
+
+    @property
+    def below(self) -> bool:
+        return self.units < -self.eps
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The movements under one reading of adjusted rows, and the points between them."""
+
+    movements: tuple[Movement, ...]
+    points: tuple[_Point, ...]
+
+    @property
+    def start(self) -> _Point:
+        return self.points[0]
+
+    @property
+    def end(self) -> _Point:
+        return self.points[-1]
+
+    @property
+    def goes_below(self) -> bool:
+        return any(point.below for point in self.points)
+
+    def time(self, point: _Point) -> int | None:
         """When the point was reached, None for the start of the window."""
-        return self.movements[index - 1].fill.time if index else None
+        return self.movements[point.index - 1].fill.time if point.index else None
+
+    def finding(self, status: Status, position: Position, reason: str) -> Finding:
+        if position.ambiguous:
+            status, reason = Status.AMBIGUOUS, _TIED
+        return Finding(status, self.end.units, position, reason, self.movements, self.start.units)
+
+
+_TIED = "fills of the same instant can be ordered in ways that lead to different entries"
 
 
 @exact
@@ -161,103 +198,131 @@ def _without_one_currency(finding: Finding) -> Finding:
 
 
 def _anchored(question: Question, balance: Decimal) -> Finding | None:
-    readings = _readings(question.movements, balance)
-    found = [finding for reading in readings if (finding := _confirmed(question, reading))]
-    exactly = [finding for finding in found if finding.status is Status.EXACT] or found
-    distinct = {_figures(finding): finding for finding in exactly}
-    if len(distinct) == 1:
-        return _with_state(question, next(iter(distinct.values())), readings)
-    if distinct or len(readings) != 1:
-        if not distinct and not question.exhausted:
-            return None
-        return _ambiguous_adjustments(question, balance)
-    reading = readings[0]
-    finding = _outflow(question, reading) or _from_dust(question, reading)
-    if finding is None:
-        if not question.exhausted:
-            return None
-        finding = _with_unknown_cost(question, reading)
-    return _with_state(question, finding, readings)
+    readings = _readings(question, balance)
+    if len(readings) == 1:
+        finding = _explained(question, readings[0]) or _unexplained(question, readings[0])
+        return None if finding is None else _with_state(question, finding, readings[0])
+    return _adjusted(question, balance, readings)
 
 
-def _confirmed(question: Question, reading: _Reading) -> Finding | None:
+def _explained(question: Question, reading: _Reading) -> Finding | None:
     """EXACT or CARRIED under this reading, or None."""
-    eps = question.eps
-    reached_below = False
-    for index, units in reversed(reading.points):
-        if abs(units) <= eps:
-            return _exact(question, reading, index)
-        if units < -eps:
-            reached_below = True
+    for point in reversed(reading.points):
+        if point.flat:
+            return _exact(question, reading, point)
+        if point.below:
             break
-    return _carried(question, reading, reached_below)
+    return _carried(question, reading)
 
 
-def _exact(question: Question, reading: _Reading, flat_at: int) -> Finding:
-    """The lifecycle began at ``flat_at``; what was realised before it counts if it is explained."""
-    eps = question.eps
-    start = reading.points[0][1]
-    if all(units >= -eps for _, units in reading.points):
-        opening = unknown_lot(start) if start > eps else None
-        position = replay(reading.movements, question.method, opening=opening, tolerance=eps)
-    else:
-        position = replay(reading.movements[flat_at:], question.method, tolerance=eps)
-        position = replace(position, realised=None, realised_net=None)
-    units = _last(reading)
-    if position.ambiguous or position.unknown_units:
-        return _finding(Status.AMBIGUOUS, units, position, _TIED, reading)
-    if abs(units) <= eps:
+def _unexplained(question: Question, reading: _Reading) -> Finding | None:
+    """The other answers there are to one reading, or None when older fills may explain it."""
+    finding = _outflow(question, reading) or _from_dust(question, reading)
+    if finding is None and question.exhausted:
+        return _with_unknown_cost(question, reading)
+    return finding
+
+
+def _adjusted(question: Question, balance: Decimal, readings: Sequence[_Reading]) -> Finding | None:
+    """Several readings of adjusted rows: the one that explains the balance, if it is one.
+
+    A reading is out when its walk goes below zero. While another one may yet be explained by
+    older fills, nothing is confirmed.
+    """
+    answers = [(reading, _explained(question, reading)) for reading in readings]
+    still_open = any(found is None and not reading.goes_below for reading, found in answers)
+    if still_open and not question.exhausted:
+        return None
+    confirmed = {_figures(found): (reading, found) for reading, found in answers if found}
+    if len(confirmed) == 1:
+        reading, found = next(iter(confirmed.values()))
+        return _with_state(question, found, reading)
+    as_stated = _reading(question, question.movements, balance)
+    kinds = {m.fill.kind for m in question.movements if m.fill.kind is not FillKind.FILL}
+    reason = (
+        f"rows of type {', '.join(sorted(kinds))} can be read with either sign, and the balance "
+        f"{text(balance)} confirms no single reading"
+    )
+    position = _replay(question, as_stated.movements)
+    return replace(as_stated.finding(Status.AMBIGUOUS, position, reason), reason=reason)
+
+
+def _replay(
+    question: Question, movements: Sequence[Movement], opening: Lot | None = None
+) -> Position:
+    """Replay one lifecycle: the walk back from the balance says where it begins, so that nothing
+    of it has to be taken for a rounding error."""
+    return replay(movements, question.method, opening=opening)
+
+
+def _exact(question: Question, reading: _Reading, flat: _Point) -> Finding:
+    """The present lifecycle began at ``flat``: replay from there.
+
+    What was realised before it counts where all of it is explained.
+    """
+    position = _replay(question, reading.movements[flat.index :])
+    if reading.goes_below:
+        position = _with_realised(position, None)
+    elif flat.index:
+        opening = None if reading.start.flat else unknown_lot(reading.start.units)
+        whole = replay(
+            reading.movements, question.method, opening=opening, increment=question.increment
+        )
+        position = _with_realised(position, None if whole.ambiguous else whole)
+    if not position.units:
         reason = "the balance is zero"
     else:
-        began = reading.movements[flat_at].fill.time
+        began = reading.movements[flat.index].fill.time
         reason = f"the fills explain the balance since {format_instant(began)}"
-    return _finding(Status.EXACT, units, position, reason, reading)
+    return reading.finding(Status.EXACT, position, reason)
 
 
-_TIED = "fills of the same instant can be ordered in ways that lead to different entries"
+def _with_realised(position: Position, whole: Position | None) -> Position:
+    if whole is None:
+        return replace(position, realised=None, realised_net=None)
+    return replace(position, realised=whole.realised, realised_net=whole.realised_net)
 
 
-def _carried(question: Question, reading: _Reading, reached_below: bool) -> Finding | None:
+def _carried(question: Question, reading: _Reading) -> Finding | None:
     """A recorded quantity that is exactly what the fills imply at its time carries its entry on."""
     recorded = question.recorded
     if recorded is None or recorded.cost is None or recorded.units <= 0:
         return None
+    points = _matches(reading, recorded)
+    if reading.goes_below:
+        # Only a record from after the outflow can know better than the fills.
+        last = max(point.index for point in reading.points if point.below)
+        points = [p for p in points if p.index > last and recorded.as_of is not None]
     inside = recorded.as_of is not None and recorded.as_of >= question.since
-    if not inside and not question.exhausted:
+    if not points or not (inside or question.complete):
         return None
-    if recorded.as_of is None and reached_below:
-        return None
-    indexes = _matches(question, reading, recorded)
-    if reached_below:
-        lowest = max(i for i, units in reading.points if units < -question.eps)
-        indexes = [index for index in indexes if index > lowest]
-    if not indexes:
-        return None
-    latest = recorded.as_of is not None
-    positions = [
-        _carry_on(question, reading, recorded, index) for index in indexes[-1 if latest else 0 :]
-    ]
-    position = positions[0]
-    units = _last(reading)
-    if position.ambiguous or len({_cost_of(one) for one in positions}) > 1:
+    positions = [_carry_on(question, reading, recorded, point) for point in points]
+    sold_later = any(movement.units < 0 for movement in reading.movements[points[-1].index :])
+    by_lots = question.method is not Method.AVERAGE and sold_later
+    differ = len({_figures_of(position) for position in positions}) > 1
+    if (differ or by_lots or not inside) and not question.exhausted:
+        return None  # older fills may say it for certain
+    if differ:
         reason = "the recorded entry can be carried on from more than one point of the window"
-        return _finding(Status.AMBIGUOUS, units, position, reason, reading)
-    known_since = reading.time(indexes[-1 if latest else 0]) or question.since
+        return reading.finding(Status.AMBIGUOUS, positions[0], reason)
+    known_since = reading.time(points[-1]) or question.since
     reason = (
         f"the recorded {text(recorded.units)} are what the fills imply at "
         f"{format_instant(known_since)}; its entry carries on"
     )
-    return _finding(Status.CARRIED, units, position, reason, reading)
+    return reading.finding(Status.CARRIED, positions[-1], reason)
 
 
-def _carry_on(question: Question, reading: _Reading, recorded: Recorded, index: int) -> Position:
+def _carry_on(question: Question, reading: _Reading, recorded: Recorded, point: _Point) -> Position:
     assert recorded.cost is not None
-    lot = Lot(recorded.units, recorded.units, recorded.cost, recorded.currency, recorded.fee_value)
+    units = recorded.units
+    lot = Lot(units, units, recorded.cost, recorded.currency, recorded.fee_value)
     if recorded.fee_value:
         lot.fees[recorded.currency] = recorded.fee_value
-    position = replay(
-        reading.movements[index:], question.method, opening=lot, tolerance=question.eps
-    )
+    movements = reading.movements[point.index :]
+    position = _replay(question, movements, lot)
+    if not movements:
+        position = replace(position, entry_price=recorded.entry_price)
     if position.opened_at is None and position.units:
         position = replace(position, opened_at=recorded.opened_at)
     return position
@@ -265,88 +330,70 @@ def _carry_on(question: Question, reading: _Reading, recorded: Recorded, index: 
 
 def _outflow(question: Question, reading: _Reading) -> Finding | None:
     """Units left without a fill: replay from where the running total was lowest, then shrink."""
-    lowest = min(units for _, units in reading.points)
-    if lowest >= -question.eps:
+    if not reading.goes_below:
         return None
-    index = max(i for i, units in reading.points if units == lowest)
-    units = _last(reading)
-    position = replay(reading.movements[index:], question.method, tolerance=question.eps)
-    ambiguous = position.ambiguous
-    position = _shrunk(position, units)
-    if ambiguous:
-        return _finding(Status.AMBIGUOUS, units, position, _TIED, reading)
+    lowest = min(reversed(reading.points), key=lambda point: point.units)
+    units = reading.end.units
+    position = _replay(question, reading.movements[lowest.index :])
     reason = (
-        f"{text(-lowest)} {question.asset} left without a fill (a withdrawal, a conversion): "
-        f"the fills give {text(units - lowest)}, the balance is {text(units)}"
+        f"{text(-lowest.units)} {question.asset} left without a fill (a withdrawal, a "
+        f"conversion): the fills give {text(units - lowest.units)}, the balance is {text(units)}"
     )
-    return _finding(Status.UNEXPLAINED_OUTFLOW, units, position, reason, reading)
+    return reading.finding(Status.UNEXPLAINED_OUTFLOW, _shrunk(position, units), reason)
 
 
 def _shrunk(position: Position, units: Decimal) -> Position:
     if not position.units:
-        return replace(position, realised=None, realised_net=None)
+        return _with_realised(position, None)
     part = units / position.units
     return replace(
-        position,
+        _with_realised(position, None),
         units=units,
         cost=None if position.cost is None else position.cost * part,
         fee_value=None if position.fee_value is None else position.fee_value * part,
         fees={currency: amount * part for currency, amount in position.fees.items()},
-        realised=None,
-        realised_net=None,
     )
 
 
 def _from_dust(question: Question, reading: _Reading) -> Finding | None:
     """A residue too small for a position ended the lifecycle before this one."""
-    for index, units in reversed(reading.points):
-        if ZERO < units < question.dust:
-            position = replay(reading.movements[index:], question.method, tolerance=question.eps)
-            position = replace(position, realised=None, realised_net=None)
-            status = Status.AMBIGUOUS if position.ambiguous else Status.EXACT
-            reason = f"the fills explain the balance but for {text(units)} of dust before them"
-            return _finding(status, _last(reading), position, reason, reading)
+    for point in reversed(reading.points):
+        if ZERO < point.units < question.dust:
+            position = _replay(question, reading.movements[point.index :])
+            reason = f"the fills explain the balance but for {text(point.units)} of dust before"
+            return reading.finding(Status.EXACT, _with_realised(position, None), reason)
     return None
 
 
 def _with_unknown_cost(question: Question, reading: _Reading) -> Finding:
     """History is exhausted and units are left over: the quantity is certain, the entry is not."""
-    start = reading.points[0][1]
-    opening = unknown_lot(start)
-    status = Status.PARTIAL
+    start = reading.start.units
+    if question.assumed_entry is not None:
+        currencies = {movement.currency for movement in reading.movements}
+        currency = currencies.pop() if len(currencies) == 1 else "USD"
+        lot = Lot(start, start, start * question.assumed_entry, currency, None)
+        reason = (
+            f"{text(start)} {question.asset} from before the first fill are taken at "
+            f"{text(question.assumed_entry)} {currency}, as the operator said"
+        )
+        return reading.finding(Status.ASSUMED, _replay(question, reading.movements, lot), reason)
+    position = _replay(question, reading.movements, unknown_lot(start))
+    if not position.unknown_units:
+        # By lots: whatever the first units had cost, they are the ones that were sold.
+        reason = f"the {text(start)} {question.asset} from before the first fill were sold"
+        return reading.finding(Status.EXACT, position, reason)
     reason = (
         f"{text(start)} {question.asset} were held before the first fill there is "
         f"(since {format_instant(question.since)}); their cost is unknown"
     )
-    if question.assumed_entry is not None:
-        opening = Lot(start, start, start * question.assumed_entry, "USD", None)
-        status = Status.ASSUMED
-        reason = (
-            f"{text(start)} {question.asset} from before the first fill are taken at "
-            f"{text(question.assumed_entry)} USD, as the operator said"
-        )
-    position = replay(reading.movements, question.method, opening=opening, tolerance=question.eps)
-    if position.ambiguous:
-        status, reason = Status.AMBIGUOUS, _TIED
-    return _finding(status, _last(reading), position, reason, reading)
-
-
-def _ambiguous_adjustments(question: Question, balance: Decimal) -> Finding:
-    position = replay(question.movements, question.method, tolerance=question.eps)
-    kinds = {m.fill.kind for m in question.movements if m.fill.kind is not FillKind.FILL}
-    reason = (
-        f"rows of type {', '.join(sorted(kinds))} can be read with either sign, and the balance "
-        f"{text(balance)} confirms no single reading"
-    )
-    opening = balance - sum((movement.units for movement in question.movements), ZERO)
-    return Finding(Status.AMBIGUOUS, balance, position, reason, len(question.movements), opening)
+    return reading.finding(Status.PARTIAL, position, reason)
 
 
 def _dust(question: Question, balance: Decimal) -> Finding:
     inner = _anchored(replace(question, exhausted=True), balance)
     assert inner is not None  # an exhausted window always has an answer
     reason = f"the balance {text(balance)} {question.asset} is dust"
-    return replace(inner, status=Status.DUST, units=balance, reason=reason)
+    return replace(inner, status=Status.DUST, reason=reason)
 
 
 # Without a balance
@@ -354,42 +401,52 @@ def _dust(question: Question, balance: Decimal) -> Finding:
 
 def _offline(question: Question) -> Finding:
     """Replay from zero; believed if it never goes below and agrees with what is recorded."""
-    reading = _as_stated(question.movements, ZERO)
-    position = replay(reading.movements, question.method, tolerance=question.eps)
+    total = sum((movement.units for movement in question.movements), ZERO)
+    reading = _reading(question, question.movements, total)
+    position = replay(reading.movements, question.method, increment=question.increment)
     status, reason = _covered(question, reading)
-    if status is Status.EXACT and position.ambiguous:
-        status, reason = Status.AMBIGUOUS, _TIED
-    return Finding(status, position.units, position, reason, len(reading.movements), ZERO)
+    if status is not Status.EXACT:
+        # A tie is the smaller trouble of the two; the larger one keeps the word.
+        position = replace(position, ambiguous=False)
+    return replace(reading.finding(status, position, reason), units=position.units)
 
 
 def _covered(question: Question, reading: _Reading) -> tuple[Status, str]:
-    eps = question.eps
     if any(movement.fill.kind is not FillKind.FILL for movement in reading.movements):
         return Status.AMBIGUOUS, "only a balance tells the sign of reversed or corrected rows"
-    lowest = min(units for _, units in reading.points)
-    if lowest < -eps:
+    if reading.goes_below:
+        lowest = min(point.units for point in reading.points)
         return (
             Status.UNCOVERED,
             f"{text(-lowest)} {question.asset} more were sold than the window bought; "
             "without a balance nothing says what was held before",
         )
     recorded = question.recorded
-    if recorded is None or any(abs(units - recorded.units) <= eps for _, units in reading.points):
+    if recorded is None:
         return Status.EXACT, "the fills of the window explain it from zero"
-    if recorded.opened_at is not None and recorded.opened_at >= question.since:
+    opened_before = recorded.opened_at is not None and recorded.opened_at < question.since
+    if recorded.opened_at is not None and not opened_before:
         return Status.EXACT, "the position was opened inside of the window"
+    adds_up = any(abs(p.units - recorded.units) <= p.eps for p in reading.points)
+    if adds_up and not (opened_before and recorded.units):
+        return Status.EXACT, "the fills of the window explain it from zero"
+    why = (
+        f"says it was opened at {format_instant(recorded.opened_at or 0)}, before the window"
+        if adds_up
+        else f"records {text(recorded.units)}, which the fills of the window never add up to"
+    )
     return (
         Status.UNCOVERED,
-        f"the state records {text(recorded.units)}, which the fills of the window never add up "
-        "to; without a balance nothing says what was held before",
+        f"the state {why}; without a balance nothing says what was held before",
     )
 
 
 # Readings of adjusted rows
 
 
-def _readings(movements: Sequence[Movement], balance: Decimal) -> list[_Reading]:
-    """Return every way to read the adjusted rows; one when there are none, none when too many."""
+def _readings(question: Question, balance: Decimal) -> list[_Reading]:
+    """Return every way to read the adjusted rows: one when there are none, none when too many."""
+    movements = question.movements
     adjusted = [m for m in movements if m.fill.kind is not FillKind.FILL]
     if len(adjusted) > _MOST_ADJUSTED_ROWS:
         return []
@@ -398,13 +455,8 @@ def _readings(movements: Sequence[Movement], balance: Decimal) -> list[_Reading]
         taken_back = [m for m, back in zip(adjusted, reversed_ones, strict=True) if back]
         read = _take_back(list(movements), taken_back)
         if read is not None:
-            readings.append(_reading(read, balance))
+            readings.append(_reading(question, read, balance))
     return readings
-
-
-def _as_stated(movements: Sequence[Movement], start: Decimal) -> _Reading:
-    total = sum((movement.units for movement in movements), start)
-    return _reading(movements, total)
 
 
 def _take_back(movements: list[Movement], rows: Sequence[Movement]) -> list[Movement] | None:
@@ -442,19 +494,22 @@ def _restates(row: Movement, original: Movement) -> bool:
     return row.units == original.units and row.notional == original.notional
 
 
-def _reading(movements: Sequence[Movement], balance: Decimal) -> _Reading:
-    units = balance - sum((movement.units for movement in movements), ZERO)
-    points = [(0, units)]
-    apart = set(_boundaries(movements))
-    for index, movement in enumerate(movements, 1):
-        units += movement.units
-        if index in apart:
-            points.append((index, units))
-    return _Reading(tuple(movements), tuple(points))
+def _reading(question: Question, movements: Sequence[Movement], balance: Decimal) -> _Reading:
+    """Walk back from the balance."""
+    units, quoted = balance, 0
+    boundaries = {0, len(movements), *_boundaries(movements)}
+    points = []
+    for index in range(len(movements), -1, -1):
+        if index in boundaries:
+            points.append(_Point(index, units, question.increment * max(1, quoted)))
+        if index:
+            units -= movements[index - 1].units
+            quoted += movements[index - 1].fill.quoted
+    return _Reading(tuple(movements), tuple(reversed(points)))
 
 
 def _boundaries(movements: Sequence[Movement]) -> Iterator[int]:
-    """Indexes where a lifecycle may begin: between instants, not inside of an adjusted trade."""
+    """Indexes between instants, and not between the rows of an adjusted trade."""
     inside: set[int] = set()
     for movement in movements:
         if movement.fill.kind is not FillKind.FILL:
@@ -464,39 +519,36 @@ def _boundaries(movements: Sequence[Movement]) -> Iterator[int]:
     for index, (before, after) in enumerate(pairwise(movements), 1):
         if index not in inside and instant(before.fill) != instant(after.fill):
             yield index
-    if movements:
-        yield len(movements)
 
 
 # The state beside the fills
 
 
-def _matches(question: Question, reading: _Reading, recorded: Recorded) -> list[int]:
+def _matches(reading: _Reading, recorded: Recorded) -> list[_Point]:
     """Points up to the time of the record where the fills imply what it says, oldest first."""
-    eps = question.eps
     return [
-        index
-        for index, units in _points_until(reading, recorded.as_of)
-        if abs(units - recorded.units) <= eps
+        point
+        for point in _points_until(reading, recorded.as_of)
+        if abs(point.units - recorded.units) <= point.eps
     ]
 
 
-def _points_until(reading: _Reading, as_of: int | None) -> list[tuple[int, Decimal]]:
-    points = list(reading.points)
-    if as_of is None:
-        return points
-    return [p for p in points if (reached := reading.time(p[0])) is None or reached <= as_of]
+def _points_until(reading: _Reading, instant: int | None) -> list[_Point]:
+    """Points up to an instant; the start of the window always is one."""
+    return [
+        point
+        for point in reading.points
+        if instant is None or (reading.time(point) or instant) <= instant
+    ]
 
 
-def _with_state(question: Question, finding: Finding, readings: Sequence[_Reading]) -> Finding:
+def _with_state(question: Question, finding: Finding, reading: _Reading) -> Finding:
     """Say so where the recorded quantity is at no time what the fills imply."""
     recorded = question.recorded
-    if recorded is None or any(_matches(question, reading, recorded) for reading in readings):
+    if recorded is None or _matches(reading, recorded):
         return finding
-    # The reading that was confirmed first is the one the figures stand for.
     stated_at = recorded.as_of if recorded.stated_at is None else recorded.stated_at
-    points = _points_until(readings[0], stated_at)
-    implied = points[0][1] if stated_at is None else points[-1][1]
+    implied = (reading.start if stated_at is None else _points_until(reading, stated_at)[-1]).units
     at = question.since if stated_at is None else stated_at
     finding = replace(finding, conflict=Conflict(recorded.units, implied, at))
     if question.strict:
@@ -508,21 +560,15 @@ def _with_state(question: Question, finding: Finding, readings: Sequence[_Readin
     return finding
 
 
-def _finding(
-    status: Status, units: Decimal, position: Position, reason: str, reading: _Reading
-) -> Finding:
-    return Finding(status, units, position, reason, len(reading.movements), reading.points[0][1])
-
-
-def _last(reading: _Reading) -> Decimal:
-    return reading.points[-1][1]
-
-
-def _cost_of(position: Position) -> Decimal | None:
-    return None if position.cost is None else written(position.cost)
+def _figures_of(position: Position) -> tuple[object, ...]:
+    cost, entry = position.cost, position.entry_price
+    return (
+        None if cost is None else written(cost),
+        None if entry is None else written(entry),
+        position.currency,
+    )
 
 
 def _figures(finding: Finding) -> tuple[object, ...]:
-    position = finding.position
-    entry = None if position.entry_price is None else written(position.entry_price)
-    return finding.status, written(finding.units), _cost_of(position), entry
+    ambiguous = finding.status is Status.AMBIGUOUS
+    return ambiguous, written(finding.units), _figures_of(finding.position)

@@ -18,7 +18,7 @@ from statistics import median
 
 import msgspec
 
-from statestore.amounts import ZERO, exact, parse_amount
+from statestore.amounts import ZERO, exact, json_type, parse_amount
 from statestore.errors import IncompleteRead
 from statestore.model import Batch, Fill, FillKind, Normalised, Rejected, Row, Side
 from statestore.times import parse_instant
@@ -191,16 +191,22 @@ def balances_of(accounts: Iterable[object], origin: str) -> dict[str, Decimal]:
 
     Args:
         accounts: List Accounts rows: ``currency``, ``available_balance.value``, ``hold.value``.
+            One that slid onto the next page between two reads comes twice, with one ``uuid``, and
+            counts once.
         origin: where they come from, for the message.
 
     Raises:
         IncompleteRead: a row is not an account, or an amount is not a number.
     """
     total: dict[str, Decimal] = {}
+    counted: set[object] = set()
     for number, account in enumerate(accounts, 1):
         try:
             if not isinstance(account, Mapping):
-                raise ValueError(f"it is {type(account).__name__}, not an object")
+                raise ValueError(f"it is {json_type(account)}, not an object")
+            if account.get("uuid") and account["uuid"] in counted:
+                continue
+            counted.add(account.get("uuid"))
             currency = _text(account, "currency")
             owned = _money(account, "available_balance", needed=True) + _money(account, "hold")
         except ValueError as error:

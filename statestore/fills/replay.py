@@ -162,6 +162,8 @@ class Book:
 
     Attributes:
         units: held; never negative under "clamp", the size of the short when ``short``.
+        increment: the tolerance for rounding: a lifecycle whose units are within it (once for
+            every fill sized in quote) is flat.
         uncovered: units that were sold without being held (dropped under "clamp").
         spent: signed notional of everything applied, by currency; ``fees_spent`` likewise.
         sold_unknown: units of unknown cost were sold, so nothing is known of what was realised.
@@ -175,11 +177,11 @@ class Book:
         method: Method = Method.AVERAGE,
         *,
         opening: Lot | None = None,
-        tolerance: Decimal = ZERO,
+        increment: Decimal = ZERO,
         oversell: Oversell = "clamp",
     ) -> None:
         self.method = method
-        self.tolerance = tolerance
+        self.increment = increment
         self.oversell = oversell
         self.lots: deque[Lot] = deque()
         self.units = ZERO
@@ -190,6 +192,7 @@ class Book:
         self.fees_spent: dict[str, Decimal | None] = {}
         self.sold_unknown = False
         self.undecided = False
+        self._quoted = 0
         if opening is not None and opening.units:
             self.lots.append(opening.copy())
             self.units = opening.units
@@ -197,7 +200,7 @@ class Book:
                 self._account(opening.currency, opening.cost, opening.fee_value)
 
     def copy(self) -> Book:
-        twin = Book(self.method, tolerance=self.tolerance, oversell=self.oversell)
+        twin = Book(self.method, increment=self.increment, oversell=self.oversell)
         twin.__dict__.update(self.__dict__)
         twin.lots = deque(lot.copy() for lot in self.lots)
         twin.spent, twin.fees_spent = dict(self.spent), dict(self.fees_spent)
@@ -205,11 +208,12 @@ class Book:
 
     def apply(self, movement: Movement) -> None:
         """Take one movement into the book."""
+        self._quoted += movement.fill.quoted
         units = abs(movement.units)
         closes = self.units and self.short != (movement.units < 0)
         closing = min(units, self.units) if closes else ZERO
         beyond = units - closing
-        if closing and beyond <= self.tolerance:
+        if closing and beyond <= self._tolerance:
             closing, beyond = units, ZERO
         if closing:
             self._close(movement, closing)
@@ -247,7 +251,7 @@ class Book:
     def _close(self, movement: Movement, units: Decimal) -> None:
         self._account(movement.currency, *_portion(movement, units))
         self.units -= units
-        if self.units <= self.tolerance:
+        if self.units <= self._tolerance:
             self.sold_unknown |= any(lot.currency is None for lot in self.lots)
             self._flatten()
         elif self.method is Method.AVERAGE:
@@ -282,6 +286,12 @@ class Book:
         self.units = ZERO
         self.short = False
         self.opened_at = None
+        self.undecided = False  # whatever the orders were, they all lead here
+        self._quoted = 0
+
+    @property
+    def _tolerance(self) -> Decimal:
+        return self.increment * max(1, self._quoted)
 
     def _pool(self, currency: str) -> Lot | None:
         return next((lot for lot in self.lots if lot.currency == currency), None)
@@ -351,7 +361,7 @@ def replay(
     method: Method = Method.AVERAGE,
     *,
     opening: Lot | None = None,
-    tolerance: Decimal = ZERO,
+    increment: Decimal = ZERO,
     oversell: Oversell = "clamp",
 ) -> Position:
     """Apply movements of one asset in order and return the position at the end.
@@ -360,14 +370,15 @@ def replay(
         movements: oldest first (see `statestore.fills.normalise.oldest_first`).
         opening: units held before the first movement; None means flat, which is wrong for
             anything bought before the lookback window.
-        tolerance: a position of no more units than this is flat, a sell that exceeds what is held
-            by no more than this is covered. For sizes given in quote, whose units are rounded.
+        increment: the product's base increment; a position of no more units than this, once for
+            each of its fills sized in quote, is flat, and a sell that exceeds what is held by no
+            more than that is covered.
         oversell: what selling more than is held does.
 
     Fills of one instant with both sides are tied: of all their orders those that never go below
     zero are followed, and the position is ambiguous if they lead to different ones.
     """
-    books = [Book(method, opening=opening, tolerance=tolerance, oversell=oversell)]
+    books = [Book(method, opening=opening, increment=increment, oversell=oversell)]
     for tied in _instants(movements):
         if len(tied) == 1 or len({movement.units > 0 for movement in tied}) == 1:
             for book in books:
@@ -460,7 +471,7 @@ def _follow_orders(books: list[Book], tied: list[Movement]) -> list[Book]:
             for movement in order:
                 candidate.apply(movement)
             candidate.undecided |= not all_of_them
-            if candidate.uncovered - book.uncovered > book.tolerance:
+            if candidate.uncovered - book.uncovered > book.increment:
                 below.append(candidate)
             else:
                 reached.setdefault(candidate.signature(), candidate)

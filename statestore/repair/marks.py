@@ -20,15 +20,24 @@ _STABLE = "DAI EURC FDUSD GUSD PYUSD RLUSD TUSD USD1 USDC USDP USDS USDT"
 CASH = frozenset(f"{_FIAT} {_STABLE}".split())
 
 
-def products_needed(assets: Collection[str], fills: Iterable[Fill]) -> set[str]:
-    """Return the product ids that tell increments and marks of the assets."""
+def products_needed(
+    assets: Collection[str], fills: Iterable[Fill], quotes: Mapping[str, Collection[str]]
+) -> set[str]:
+    """Return the product ids that tell increments and marks of the assets.
+
+    Args:
+        assets: those in scope.
+        fills: products they were filled in are needed.
+        quotes: further quote currencies by asset, from the state.
+    """
     needed = {f"{asset}-USD" for asset in assets if asset not in _DOLLARS}
+    for asset in assets:
+        for quote in quotes.get(asset, ()):
+            needed |= {f"{asset}-{quote}", f"{quote}-USD"}
     for fill in fills:
         if fill.base in assets:
-            needed.add(fill.product_id)
-            if fill.quote not in _DOLLARS:
-                needed.add(f"{fill.quote}-USD")
-    return needed
+            needed |= {fill.product_id, f"{fill.quote}-USD"}
+    return needed - {f"{dollar}-USD" for dollar in _DOLLARS}
 
 
 @exact
@@ -38,7 +47,7 @@ def mark_in_usd(asset: str, products: Mapping[str, Product]) -> Decimal | None:
     if direct is not None:
         return direct
     for product in products.values():
-        if product.base == asset and product.price is not None and product.spot:
+        if product.base == asset and product.price and product.spot:
             rate = _direct(product.quote, products)
             if rate is not None:
                 return product.price * rate

@@ -7,23 +7,25 @@ position is never removed, and fields of a position that are not about quantity,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from statestore.amounts import ZERO, exact, parse_amount, text, written
+from statestore.amounts import ZERO, exact, json_type, parse_amount, text, written
 from statestore.fills.coverage import Finding, Recorded
 from statestore.model import Fill, Method, Product, Rejected, Status, settled_in
-from statestore.repair.marks import increment_of, mark_in_usd
+from statestore.repair.marks import dust_of, increment_of, mark_in_usd
+from statestore.repair.reading import Window
 from statestore.times import format_instant, parse_instant
 
 PROVEN = frozenset({Status.EXACT, Status.CARRIED, Status.ASSUMED})
 _CERTAIN_QUANTITY = frozenset({Status.PARTIAL, Status.UNEXPLAINED_OUTFLOW})
 
 # The names a quantity goes by in state files; all of them are kept in step.
-QUANTITY_FIELDS = ("quantity", "units", "base_qty", "total")
+QUANTITY_FIELDS = ("quantity", "units", "base_qty", "total", "qty", "size")
 
 _MOST_PREVIEWED = 25
 
@@ -99,20 +101,6 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """``[since, until)`` as asked for, and how far back was searched.
-
-    ``until`` None is the present; ``read_at`` says when that was.
-    """
-
-    since: int
-    until: int | None
-    read_at: int
-    hours: Decimal
-    searched_hours: Decimal
-
-
-@dataclass(frozen=True, slots=True)
 class Evidence:
     """What the sources gave, whole."""
 
@@ -160,27 +148,43 @@ class Plan:
         return after
 
 
-def read_entries(positions: Mapping[str, Any]) -> Entries:
+# What is no spot product although it has two parts.
+_DERIVATIVES = frozenset({"PERP", "SWAP", "FUT", "INTX"})
+_KEY = re.compile(r"([A-Z0-9]+)(?:[-/_]([A-Z][A-Z0-9]*))?", re.ASCII)
+
+
+def read_entries(positions: object) -> Entries:
     """Find out which asset each key of the positions section is about.
 
-    ``ETH``, ``ETH-USD``, ``ETH/USD`` and ``ETH_USD`` are ETH; three parts are no spot product.
+    ``ETH``, ``ETH-USD``, ``eth/usd`` and ``ETH_USD`` are ETH. What is neither an asset nor a
+    pair of base and quote is foreign: left alone.
 
     Raises:
-        ValueError: an entry is not an object; the message is its path and what was found.
+        ValueError: the section or an entry is not an object; the message begins with its path.
     """
+    if not isinstance(positions, Mapping):
+        raise ValueError(
+            f"positions is {json_type(positions)}, expected an object of entries by product"
+        )
     keys: dict[str, list[str]] = {}
     foreign = []
     for key, entry in positions.items():
         if not isinstance(entry, Mapping):
-            raise ValueError(f"positions.{key} is {type(entry).__name__}, expected an object")
-        parts = key.replace("/", "-").replace("_", "-").split("-")
-        if len(parts) > 2 or not all(parts):
+            raise ValueError(f"positions.{key} is {json_type(entry)}, expected an object")
+        match = _KEY.fullmatch(key.upper())
+        if match is None or match[2] in _DERIVATIVES:
             foreign.append(key)
         else:
-            keys.setdefault(parts[0], []).append(key)
+            keys.setdefault(match[1], []).append(key)
     return Entries(
         positions, {asset: tuple(found) for asset, found in keys.items()}, tuple(foreign)
     )
+
+
+def quote_of(key: str) -> str | None:
+    """Return the quote currency a key names, None when it names none."""
+    match = _KEY.fullmatch(key.upper())
+    return match[2] if match else None
 
 
 @exact
@@ -201,14 +205,14 @@ def recorded_of(entry: Mapping[str, Any], key: str, saved_at: int | None) -> Rec
     side = str(entry.get("side", "BUY")).upper()
     if side in ("SELL", "SHORT"):
         units = -abs(units)
-    quote = key.replace("/", "-").replace("_", "-").partition("-")[2] or "USD"
     times = [_moment(entry, name) for name in ("last_updated", "last_fill_time")]
     stated = [moment for moment in times if moment is not None]
     known = [*stated, *([] if saved_at is None else [saved_at])]
     return Recorded(
         units=units,
         cost=_recorded_cost(entry, key, units),
-        currency=settled_in(str(entry.get("cost_currency") or quote)),
+        currency=settled_in(str(entry.get("cost_currency") or quote_of(key) or "USD")),
+        entry_price=_number(entry, key, "entry_price"),
         fee_value=_number(entry, key, "fees_paid"),
         opened_at=_moment(entry, "entry_time"),
         as_of=max(known, default=None),
@@ -222,8 +226,9 @@ def _recorded_cost(entry: Mapping[str, Any], key: str, units: Decimal) -> Decima
         return None
     cost = abs(units) * price
     value = _number(entry, key, "entry_value_usd")
-    # The price is rounded to 28 digits, the value is what was really paid; believe it if it fits.
-    return value if value is not None and abs(value - cost) <= cost.scaleb(-20) else cost
+    # The value is what was really paid, the quantity the balance: off by the increments of sizes
+    # given in quote. A value that does not fit at all is of something else.
+    return value if value is not None and abs(value - cost) <= cost.scaleb(-6) else cost
 
 
 def _number(entry: Mapping[str, Any], key: str, name: str) -> Decimal | None:
@@ -271,11 +276,13 @@ def plan_change(
     before = entries.by_key[keys[0]] if keys else None
     last_fill = next((fill for fill in reversed(fills) if fill.base == asset), None)
     usd, mark_source = _exposure(asset, finding, last_fill, products)
-    key = keys[0] if keys else _new_key(asset, finding, rules)
+    key = keys[0] if keys else _new_key(asset, finding, fills, rules)
     proposed = _entry(before, finding, last_fill, usd, mark_source, at)
     accepted = rules.accept_partial and finding.status in _CERTAIN_QUANTITY
     allowed = accepted or finding.status in PROVEN or finding.status is Status.DUST
-    stale = _stale_dust(before, key, finding, increment_of(asset, products))
+    stale = finding.units < dust_of(asset, products, None) and _stale_dust(
+        before, key, finding, increment_of(asset, products)
+    )
     action = _action(finding, before, proposed, allowed, stale)
     after = {Action.ADD: proposed, Action.UPDATE: proposed, Action.KEEP: before}.get(action)
     return Change(asset, key, action, finding, last_fill, usd, mark_source, allowed, before, after)
@@ -351,7 +358,7 @@ def _entry(
     units = written(finding.units)
     entry = dict(before or {})
     entry.update(
-        side="BUY",
+        side=_side_word(entry),
         quantity=units,
         units=units,
         base_qty=units,
@@ -360,7 +367,7 @@ def _entry(
         usd_value=_or_none(usd),
         usd=_or_none(usd),
         fees_paid=_or_none(position.fee_value),
-        entry_time=None if position.opened_at is None else format_instant(position.opened_at),
+        entry_time=_entry_time(entry, finding),
         last_updated=format_instant(at),
         rebuild_source="fills",
         coverage=finding.status.value.lower(),
@@ -371,11 +378,32 @@ def _entry(
             last_fill_time=format_instant(last_fill.time),
             last_fill_price=written(last_fill.price),
         )
-    if "total" in entry:
-        entry["total"] = units
+    entry.update(dict.fromkeys((name for name in QUANTITY_FIELDS if name in entry), units))
+    if "available" in entry and "hold" in entry:
+        # What of it is held changes with every order; together they have to be what is owned.
+        held = entry["hold"] if _is_amount(entry["hold"]) and 0 <= entry["hold"] <= units else ZERO
+        entry.update(available=units - held, hold=held)
     _set_or_drop(entry, "cost_currency", None if in_dollars else position.currency)
     _set_or_drop(entry, "unknown_units", _or_none(position.unknown_units or None))
     return entry
+
+
+def _side_word(entry: Mapping[str, Any]) -> str:
+    """The bot's own word for a long position, or ours."""
+    word = entry.get("side")
+    return word if isinstance(word, str) and word.upper() in ("BUY", "LONG") else "BUY"
+
+
+def _entry_time(entry: Mapping[str, Any], finding: Finding) -> Any:
+    opened_at = finding.position.opened_at
+    if opened_at is not None:
+        return format_instant(opened_at)
+    # Carried on as it stands, in whatever format the bot writes times.
+    return entry.get("entry_time") if finding.status is Status.CARRIED else None
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, Decimal)) and not isinstance(value, bool)
 
 
 def _set_or_drop(entry: dict[str, Any], name: str, value: object) -> None:
@@ -410,8 +438,12 @@ def _exposure(
     return None, "none"
 
 
-def _new_key(asset: str, finding: Finding, rules: Rules) -> str:
-    return asset if rules.key_style == "base" else f"{asset}-{finding.position.currency or 'USD'}"
+def _new_key(asset: str, finding: Finding, fills: Sequence[Fill], rules: Rules) -> str:
+    if rules.key_style == "base":
+        return asset
+    quotes = {settled_in(fill.quote) for fill in fills if fill.base == asset}
+    currency = finding.position.currency
+    return f"{asset}-{currency if currency in quotes else 'USD'}"
 
 
 def document(
@@ -442,7 +474,7 @@ def document(
         "portfolio": evidence.portfolio,
         "window": {
             "since": format_instant(window.since),
-            "until": format_instant(window.read_at if window.until is None else window.until),
+            "until": format_instant(window.end),
             "hours": _plain(window.hours),
             "searched_hours": _plain(window.searched_hours),
         },
@@ -495,7 +527,7 @@ def _change(change: Change) -> dict[str, Any]:
         "usd": text(change.usd),
         "mark_source": change.mark_source,
         "unknown_units": text(position.unknown_units),
-        "fills": finding.fills,
+        "fills": len(finding.movements),
         "before": change.before,
         "after": change.after,
     }
@@ -506,24 +538,5 @@ def _warning(warning: Warn) -> dict[str, Any]:
     return {"code": warning.code, **asset, "message": warning.message, **warning.facts}
 
 
-def _plain(hours: Decimal) -> int | str:
-    return int(hours) if hours == hours.to_integral_value() else str(text(hours))
-
-
-@exact
-def conflict_warning(asset: str, finding: Finding) -> Warn | None:
-    """Say where the recorded quantity is at no time what the fills imply."""
-    conflict = finding.conflict
-    if conflict is None:
-        return None
-    facts = {
-        "recorded": text(conflict.recorded),
-        "implied": text(conflict.implied),
-        "difference": text(conflict.recorded - conflict.implied),
-        "time": format_instant(conflict.at),
-    }
-    message = (
-        f"{asset}: the state records {facts['recorded']} at {facts['time']}, where the fills imply "
-        f"{facts['implied']} (difference {facts['difference']})"
-    )
-    return Warn("state_conflict", message, asset, facts)
+def _plain(hours: Decimal) -> int | Decimal:
+    return int(hours) if hours == hours.to_integral_value() else round(hours, 6)

@@ -114,7 +114,7 @@ def test_a_whole_history_is_exact(history: list[Movement], method: Method) -> No
     assert finding is not None
     assert finding.status is Status.EXACT
     assert finding.units == total(history)
-    assert finding.position.cost == replay(history, method, tolerance=EPS).cost
+    assert finding.position.cost == replay(history, method, increment=EPS).cost
 
 
 @given(histories(), st.data())
@@ -123,7 +123,7 @@ def test_a_window_is_never_wrong_about_what_it_calls_exact(
     history: list[Movement], data: st.DataObject
 ) -> None:
     """Cut a history anywhere: what is left either gives the true entry, or says it cannot."""
-    truth = replay(history, tolerance=EPS)
+    truth = replay(history, increment=EPS)
     window = history[data.draw(st.integers(0, len(history))) :]
     finding = explain(Question("BTC", window, total(history), EPS, 0, exhausted=True))
 

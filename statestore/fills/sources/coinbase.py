@@ -205,13 +205,10 @@ class CoinbaseSource:
 
     def balances(self) -> Balances:
         """Return what is owned now: available plus held by open orders, over all accounts."""
-        accounts: dict[str, Mapping[str, object]] = {}
         params = {"limit": _ACCOUNTS_LIMIT}
-        for page in self._pages(ACCOUNTS, params, "accounts", ends_by_has_next=True):
-            for account in page:
-                # An account that slid onto the next page meanwhile must not count twice.
-                accounts[str(account.get("uuid") or len(accounts))] = account
-        return Balances(balances_of(accounts.values(), f"{self._name} {ACCOUNTS}"))
+        pages = self._pages(ACCOUNTS, params, "accounts", ends_by_has_next=True)
+        accounts = [account for page in pages for account in page]
+        return Balances(balances_of(accounts, f"{self._name} {ACCOUNTS}"))
 
     def products(self, product_ids: Collection[str]) -> dict[str, Product]:
         """Return the products that are known, by id; one the exchange does not know is left out."""

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from statestore.amounts import parse_amount
+from statestore.amounts import json_type, parse_amount
 from statestore.errors import IncompleteRead, RecordedFileError
 from statestore.fills.normalise import balances_of, decode_json
 from statestore.model import Balances, Batch, Product, Row
@@ -40,6 +40,7 @@ CSV_COLUMNS = (
 
 _FORMATS = "a List Fills page, a list of fills, JSON Lines, or Coinbase's fills CSV"
 _BLANKS = b" \t\r\n"
+_ROW_KEYS = frozenset({"entry_id", "trade_id", "product_id"})  # any of them says: a fill
 
 
 class RecordedFills:
@@ -77,7 +78,8 @@ def read_fills(path: Path) -> Batch:
     if not start:
         raise RecordedFileError(f"{path} is empty; expected {_FORMATS}")
     if start == b"[":
-        return Batch(tuple(_listed(_decoded(path, data, ""), path, "")), pages=1, exhausted=True)
+        documents = _decoded(path, data, "")
+        return _batch(path, [(f" fill {n}", one) for n, one in enumerate(documents, 1)])
     if start == b"{":
         return _objects(path, data)
     return Batch(tuple(_csv_rows(path, data)), pages=1, exhausted=True)
@@ -103,9 +105,12 @@ def read_balances(path: Path) -> Balances:
     amounts = {}
     for currency, value in document.items():
         try:
-            amounts[currency] = parse_amount(value)
+            amount = parse_amount(value)
+            if amount < 0:
+                raise ValueError(f"{amount} is negative, and nobody owns less than nothing")
         except ValueError as error:
             raise RecordedFileError(f"{path}: balance of {currency}: {error}") from error
+        amounts[currency.upper()] = amount
     return Balances(amounts, complete=False)
 
 
@@ -137,13 +142,18 @@ def _decoded(path: Path, data: bytes, line: str) -> Any:
 def _objects(path: Path, data: bytes) -> Batch:
     """One object, or one a line; each is a page or a fill."""
     try:
-        documents = [("", decode_json(data))]
+        documents: list[tuple[str, object]] = [("", decode_json(data))]
     except ValueError as whole:
         lines = [(n, line) for n, line in enumerate(data.splitlines(), 1) if line.strip(_BLANKS)]
         first_line_is_whole = len(lines) > 1 and lines[0][1].rstrip(_BLANKS).endswith(b"}")
         if not first_line_is_whole:
             raise RecordedFileError(f"{path} is not valid JSON: {whole}") from whole
         documents = [(f" line {n}", _decoded(path, line, f" line {n}")) for n, line in lines]
+    return _batch(path, documents)
+
+
+def _batch(path: Path, documents: Sequence[tuple[str, object]]) -> Batch:
+    """Pages or fills, each with where it stands in the file."""
     rows: list[Row] = []
     pages, cursor = 0, ""
     for where, document in documents:
@@ -151,10 +161,12 @@ def _objects(path: Path, data: bytes) -> Batch:
             pages += 1
             rows.extend(_page(document, path, where))
             cursor = document.get("cursor") or ""
-        elif isinstance(document, dict) and "product_id" in document:
+        elif isinstance(document, dict) and not _ROW_KEYS.isdisjoint(document):
             rows.append(Row(document, f"{path.name}{where}"))
         else:
-            raise RecordedFileError(f"{path}{where} is neither a fill nor a page of fills")
+            raise RecordedFileError(
+                f"{path}{where} is {json_type(document)} that is neither a fill nor a page of fills"
+            )
     if cursor:
         raise IncompleteRead(
             f"{path}: its last page has the cursor {cursor!r:.40}, so older fills are missing; "
@@ -169,16 +181,13 @@ def _page(document: dict[str, Any], path: Path, where: str) -> Iterator[Row]:
             f"{path}{where}: proof_token_required is set, so the exchange withheld fills; "
             "record again after the two-factor proof"
         )
-    yield from _listed(document["fills"], path, where)
-
-
-def _listed(fills: object, path: Path, where: str) -> Iterator[Row]:
+    fills = document["fills"]
     if not isinstance(fills, list):
-        raise RecordedFileError(f"{path}{where}: fills is {type(fills).__name__}, not a list")
+        raise RecordedFileError(f"{path}{where}: fills is {json_type(fills)}, not a list")
     for number, payload in enumerate(fills, 1):
         if not isinstance(payload, dict):
             raise RecordedFileError(
-                f"{path}{where}: fill {number} is {type(payload).__name__}, not an object"
+                f"{path}{where}: fill {number} is {json_type(payload)}, not an object"
             )
         yield Row(payload, f"{path.name}{where} fill {number}")
 
@@ -189,6 +198,7 @@ def _csv_rows(path: Path, data: bytes) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise RecordedFileError(f"{path} is neither JSON nor UTF-8 text: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    portfolios: set[str] = set()
     try:
         header = next(reader)
         if sorted(header) != sorted(CSV_COLUMNS):
@@ -204,7 +214,17 @@ def _csv_rows(path: Path, data: bytes) -> Iterator[Row]:
                     f"{path} line {reader.line_num} has {len(values)} columns, not {len(header)}"
                 )
             columns = dict(zip(header, values, strict=True))
-            yield Row(_statement_row(columns), f"{path.name} line {reader.line_num}")
+            portfolios.add(columns["portfolio"])
+            if len(portfolios) > 1:
+                raise RecordedFileError(
+                    f"{path} line {reader.line_num} begins a second portfolio "
+                    f"({columns['portfolio']!r:.40}); a state belongs to one: split the file"
+                )
+            try:
+                row = _statement_row(columns)
+            except ValueError as error:
+                raise RecordedFileError(f"{path} line {reader.line_num}: {error}") from error
+            yield Row(row, f"{path.name} line {reader.line_num}")
     except csv.Error as error:
         raise RecordedFileError(f"{path} line {reader.line_num}: {error}") from error
 
@@ -214,6 +234,9 @@ def _statement_row(columns: Mapping[str, str]) -> dict[str, object]:
 
     The statement has no ``entry_id``, and its trade ids number each product on its own; so a line
     is known by what it says of itself.
+
+    Raises:
+        ValueError: an amount is in a unit that is not the product's.
     """
     identity = ("portfolio", "product", "trade id", "side", "created at")
     row: dict[str, object] = {
@@ -223,11 +246,14 @@ def _statement_row(columns: Mapping[str, str]) -> dict[str, object]:
         "price": columns["price"],
         "size": columns["size"],
         "commission": columns["fee"],
-        "commission_currency": columns["price/fee/total unit"],
         "product_id": columns["product"],
         "side": columns["side"],
     }
-    quote = columns["product"].rpartition("-")[2]
-    if columns["size unit"] == quote:
-        row["size_in_quote"] = True
+    base, _, quote = columns["product"].partition("-")
+    size_unit, money_unit = columns["size unit"], columns["price/fee/total unit"]
+    if size_unit not in (base, quote):
+        raise ValueError(f"size unit is {size_unit!r:.20}, neither {base} nor {quote}")
+    if money_unit != quote:
+        raise ValueError(f"price/fee/total unit is {money_unit!r:.20}, not {quote}")
+    row["size_in_quote"] = size_unit == quote
     return row
