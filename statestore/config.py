@@ -98,6 +98,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         ConfigError: the file is not TOML, or holds a setting that is not understood.
     """
     values = _from_file(environ)
+    if environ.get("COINBASE_API_KEY"):
+        values.pop("key_file", None)  # a key of the environment beats a key of the file
     for name, variable in _PATHS.items():
         if environ.get(variable):
             values[name] = Path(environ[variable])

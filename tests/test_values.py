@@ -127,6 +127,23 @@ class TestSettings:
         with pytest.raises(ConfigError, match=r"statestore\.toml"):
             load_settings({"STATESTORE_CONFIG": str(path)})
 
+    @pytest.mark.parametrize(
+        ("environment", "key_file"),
+        [
+            ({}, "from-file.json"),
+            ({"COINBASE_API_KEY": "k"}, None),
+            ({"COINBASE_API_KEY": "k", "COINBASE_KEY_FILE": "env.json"}, "env.json"),
+        ],
+    )
+    def test_a_key_of_the_environment_beats_a_key_file_of_the_settings(
+        self, tmp_path: Path, environment: dict[str, str], key_file: str | None
+    ) -> None:
+        path = tmp_path / "statestore.toml"
+        path.write_text('key_file = "from-file.json"\n')
+        found = load_settings({"STATESTORE_CONFIG": str(path)} | environment).key_file
+
+        assert (None if found is None else found.name) == key_file
+
     def test_secrets_are_in_no_repr(self) -> None:
         found = load_settings({"COINBASE_API_KEY": "KEY", "COINBASE_API_SECRET": "SECRET"})
 

@@ -171,12 +171,8 @@ def _source(
     from statestore.fills.sources.coinbase import CoinbaseSource, read_credentials
     from statestore.repair.rebuild import check_permissions
 
-    key_file = flags["key_file"] or (None if settings.api_key else settings.key_file)
-    credentials = (
-        read_credentials(key_file, None, None)
-        if key_file
-        else read_credentials(None, settings.api_key, settings.api_secret)
-    )
+    key_file = flags["key_file"] or settings.key_file
+    credentials = read_credentials(key_file, settings.api_key, settings.api_secret)
     source = CoinbaseSource(
         credentials, base_url=flags["base_url"] or settings.base_url, on_page=on_page
     )
