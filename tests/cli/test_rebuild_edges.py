@@ -511,3 +511,72 @@ def test_a_list_of_pages_is_read(rebuild: Run, tmp_path: Path) -> None:
 
     assert ran.json["fills"]["pages"] == 2
     assert ran.change("BTC")["quantity"] == "2"
+
+
+def test_the_window_begins_with_since_and_ends_before_until(rebuild: Run) -> None:
+    first, last = "2025-11-18T04:00:00.000000001Z", "2025-11-18T04:00:01.000000001Z"
+    rows = fills(
+        "BUY 1 BTC-USD @ 1 at 2025-11-18T04:00:00Z",
+        f"BUY 2 BTC-USD @ 1 at {first}",
+        f"BUY 4 BTC-USD @ 1 at {last}",
+    )
+    ran = rebuild("--since", first, "--until", last, "--dry-run", fills=rows, state=EMPTY)
+
+    assert ran.json["fills"]["count"] == 1
+    assert ran.change("BTC")["quantity"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("last_updated", "status"),
+    [(NOON, "CARRIED"), (START, "UNEXPLAINED_OUTFLOW"), (None, "UNEXPLAINED_OUTFLOW")],
+)
+def test_only_a_record_from_after_an_outflow_settles_it(
+    rebuild: Run, wallet: Any, last_updated: str | None, status: str
+) -> None:
+    rows = fills("BUY .5 BTC-USD @ 60000 at 2025-11-18T05:00:00Z")
+    state = holding("BTC-USD", 0.2, 61000, last_updated=last_updated)
+    ran = rebuild(*WINDOW, "--dry-run", *wallet(BTC=".2"), fills=rows, state=state)
+
+    assert ran.change("BTC")["status"] == status
+
+
+def test_what_was_realised_before_an_unexplained_outflow_is_unknown(
+    rebuild: Run, wallet: Any
+) -> None:
+    rows = fills("BUY 1 BTC-USD @ 100", "SELL .5 BTC-USD @ 150", "BUY .5 BTC-USD @ 200")
+    ran = rebuild(*WINDOW, "--dry-run", *wallet(BTC=".5"), fills=rows, state=EMPTY)
+
+    assert ran.change("BTC")["status"] == "EXACT"
+    assert ran.change("BTC")["entry_price"] == "200"
+    assert ran.change("BTC")["realised"] is None
+
+
+@pytest.mark.parametrize(
+    ("held", "texts", "price"),
+    [
+        ("0.6", ["BUY .2 BTC-USD @ 61000"], None),
+        ("0.2", ["BUY .5 BTC-USD @ 60000"], 60000),
+        ("2", ["BUY 1 BTC-USD @ 60000", "BUY 1 BTC-EUR @ 55000"], None),
+    ],
+    ids=["unknown cost", "outflow", "two currencies"],
+)
+def test_what_is_accepted_is_written_with_an_unknown_entry_as_null(
+    rebuild: Run,
+    wallet: Any,
+    state_file: Path,
+    kill_switch: Any,
+    held: str,
+    texts: list[str],
+    price: int | None,
+) -> None:
+    kill_switch.engage("test", "me")
+    arguments = (*WINDOW, "--yes", *wallet(BTC=held))
+    refused = rebuild(*arguments, fills=fills(*texts), state=EMPTY)
+    accepted = rebuild(*arguments, "--accept-partial", fills=fills(*texts))
+    again = rebuild(*arguments, "--accept-partial", fills=fills(*texts))
+    entry = json.loads(state_file.read_bytes(), parse_float=Decimal)["positions"]["BTC-USD"]
+
+    assert (refused.code, accepted.code, again.code) == (3, 0, 0)
+    assert entry["quantity"] == Decimal(held)
+    assert entry["entry_price"] == price
+    assert again.json["positions_updated"] == 0
