@@ -28,13 +28,14 @@ finds damage and edits; it is no signature and proves nothing about who wrote th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import marshal
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -62,6 +63,11 @@ _META_BODY = b'{"format": 1, "revision": '
 HEAD_BYTES = 128
 
 _PLAIN = frozenset({str, int, bool, NoneType})
+_SCALARS = _PLAIN | {float}
+# Of a longer snapshot only the hash is remembered: a state may be large, and memory is not free.
+_LONG_SNAPSHOT = 1 << 18
+
+_NOTHING: tuple[object, None] = (None, None)
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_float = msgspec.json.Decoder().decode
@@ -93,8 +99,7 @@ class _Refused(Exception):
         self.steps = list(steps)
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(msgspec.Struct, frozen=True):
     """What ``_meta`` holds. `saved_at` is RFC 3339 in UTC, `writer` is ``pid@host``."""
 
     format: int = FORMAT
@@ -105,16 +110,52 @@ class Meta:
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Section:
-    """A value that is certain to be writable, in compact form."""
+    """A value that is certain to be writable, encoded.
 
-    compact: bytes
-    decimals: bool
+    Held in one of two forms: compact as it was encoded, then as the text that goes into the file.
+    """
+
+    __slots__ = ("_compact", "_text", "decimals")
+
+    def __init__(self, compact: bytes, decimals: bool) -> None:
+        self._compact: bytes | None = compact
+        self._text: bytes | None = None
+        self.decimals = decimals
+
+    # Threads may share a section: a form is read before it is judged, and the new one is set
+    # before the old one goes.
+
+    @property
+    def compact(self) -> bytes:
+        compact = self._compact
+        return msgspec.json.format(self.text, indent=-1) if compact is None else compact
+
+    @property
+    def text(self) -> bytes:
+        """The value as it stands in a file: two-space indent, one level deep."""
+        compact, text = self._compact, self._text
+        if text is None:
+            if compact is None:
+                return self.text  # another thread was here in between
+            text = self._text = _indented(compact)
+            self._compact = None
+        return text
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Section):
+            return NotImplemented
+        return (self.compact, self.decimals) == (other.compact, other.decimals)
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value
+
+    def __repr__(self) -> str:
+        return f"Section({self.compact!r}, {self.decimals})"
 
 
-# By key: a section's value as `marshal` writes it, and that encoded once it was seen twice.
-Remembered = dict[str, tuple[bytes, Section | None]]
+# By key: a scalar itself, or what tells two values apart (a snapshot by `marshal`, or its hash);
+# and that value encoded, for what is no scalar once it was seen twice.
+Remembered = dict[str, tuple[object, Section | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +174,22 @@ class Document:
     trust: Trust = Trust.SEALED
     identity: str = ""
     why: str = ""
-    _compact: dict[tuple[str, bool], bytes] = field(default_factory=dict, repr=False)
+    _encoded: Mapping[str, Section] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def revision(self) -> int:
         return self.meta.revision if self.meta else 0
 
-    def compact(self, key: str, decimals: bool) -> bytes | None:
-        """Return a section as `encode` would write its value; None if there is no such section."""
-        if key not in self.sections:
-            return None
-        known = self._compact.get((key, decimals))
-        if known is None:
-            decode = _decode_decimal if decimals else _decode_float
-            known = self._compact[key, decimals] = _encode(decode(self.sections[key]))
-        return known
+    def holds(self, key: str, section: Section) -> bool:
+        """Return whether the section under `key`, which is there, says what `section` does."""
+        former = self._encoded.get(key)
+        if former is not None and former.decimals == section.decimals:
+            return former.text == section.text
+        raw = self.sections[key]
+        if raw == section.text:
+            return True
+        decode = _decode_decimal if section.decimals else _decode_float
+        return _encode(decode(raw)) == section.compact
 
 
 # Reading
@@ -279,18 +321,21 @@ def encode(
     Raises:
         StateInvalid: a value cannot be saved as JSON; names its field.
     """
-    for key in state:
+    remembered = {} if remembered is None else remembered
+    encoded = {}
+    for key, value in state.items():
         if type(key) is not str:
             refused = _bad_key(key)
             raise _invalid(path, refused.steps, str(refused))
-    remembered = {} if remembered is None else remembered
-    encoded = {
-        key: _section_again(key, value, path, remembered)
-        for key, value in state.items()
-        if key != META
-    }
-    for gone in remembered.keys() - encoded.keys():
-        remembered.pop(gone, None)
+        if key != META:
+            former, section = remembered.get(key, _NOTHING)
+            # A scalar that is the very same object is the same value: it cannot change.
+            if section is None or former is not value or type(value) not in _SCALARS:
+                section = _section_again(key, value, path, remembered)
+            encoded[key] = section
+    if remembered.keys() != encoded.keys():
+        for gone in remembered.keys() - encoded.keys():
+            remembered.pop(gone, None)
     return encoded
 
 
@@ -299,32 +344,51 @@ def arrange(encoded: Mapping[str, Section], base: Document | None) -> Document:
 
     Keys of `base` keep their order and new ones follow, so that a diff of two states is small.
     """
-    known = base.sections if base else {}
-    order = [key for key in known if key in encoded]
-    order += [key for key in encoded if key not in known]
-    sections, compact = {}, {}
-    for key in order:
-        section = encoded[key]
-        if base and base.compact(key, section.decimals) == section.compact:
-            sections[key] = known[key]
-        else:
-            text = msgspec.json.format(section.compact, indent=2)
-            sections[key] = text.replace(b"\n", b"\n  ")
-        compact[key, section.decimals] = section.compact
-    return Document(None, sections, _compact=compact)
+    sections = {}
+    if base is not None:
+        former = base._encoded
+        for key, raw in base.sections.items():
+            section = encoded.get(key)
+            if section is not None:
+                same = former.get(key) is section or base.holds(key, section)
+                sections[key] = raw if same else section.text
+    for key, section in encoded.items():
+        if key not in sections:
+            sections[key] = section.text
+    return Document(None, sections, _encoded=encoded)
 
 
-def render(document: Document, meta: Meta) -> tuple[bytes, Document]:
+def render(document: Document, meta: Meta) -> tuple[bytes | bytearray, Document]:
     """Return the bytes of the file, and the document they are, with the sum filled in."""
-    text = _encode(replace(meta, sha256=_BLANK_SUM.decode()))
-    lines = [b'"_meta": ' + msgspec.json.format(text, indent=0)]
-    lines += [_encode(key) + b": " + raw for key, raw in document.sections.items()]
-    blank = b"{\n  " + b",\n  ".join(lines) + b"\n}\n"
-    digits = hashlib.sha256(blank).hexdigest()
+    blank = msgspec.structs.replace(meta, sha256=_BLANK_SUM.decode())
     # The sum ends the first line: its zeros are the last 64 bytes before `"}`.
-    at = len(b"{\n  ") + len(lines[0]) - len(b'"}') - len(digits)
-    data = b"".join((blank[:at], digits.encode(), blank[at + len(digits) :]))
-    return data, replace(document, meta=replace(meta, sha256=digits), identity=digits)
+    head = b'{\n  "_meta": ' + msgspec.json.format(_encode(blank), indent=0)
+    parts = [head]
+    for key, raw in document.sections.items():
+        parts += (_opening(key), raw)
+    parts.append(b"\n}\n")
+    data = bytearray().join(parts)  # filled in where it lies, since it may be large
+    digits = hashlib.sha256(data).hexdigest()
+    end = len(head) - len(b'"}')
+    data[end - len(digits) : end] = digits.encode()
+    meta = msgspec.structs.replace(meta, sha256=digits)
+    known = document._encoded
+    return data, Document(meta, document.sections, identity=digits, _encoded=known)
+
+
+@functools.lru_cache(maxsize=4096)
+def _opening(key: str) -> bytes:
+    """Return what stands between the former section's text and this one's."""
+    return b",\n  " + _encode(key) + b": "
+
+
+def _indented(compact: bytes) -> bytes:
+    """Return a value as it stands one level deep."""
+    if compact[:1] not in (b"{", b"["):
+        return compact
+    # Formatted inside an object, which is taken off again: a second pass to indent costs more.
+    inside = msgspec.json.format(b"".join((b'{"":', compact, b"}")), indent=2)
+    return inside[len(b'{\n  "": ') : -len(b"\n}")]
 
 
 def _section(key: str, value: object, path: Path) -> Section:
@@ -346,20 +410,29 @@ def _section_again(key: str, value: object, path: Path, remembered: Remembered) 
     buffer is taken for bytes, which are refused as well.) A snapshot that is seen again is itself
     examined, not the value: that another thread may have changed since the snapshot was taken.
     """
-    if not isinstance(value, (dict, list)) or not value:
+    kind = type(value)
+    if kind in _SCALARS:
+        section = _section(key, value, path)
+        remembered[key] = value, section
+        return section
+    if kind is not dict and kind is not list:
         return _section(key, value, path)
     try:
-        snapshot = marshal.dumps(value)
+        snapshot = marshal.dumps(value)  # type: ignore[arg-type]  # what it refuses is handled
     except ValueError:  # a Decimal, a subclass, or something to be refused
         return _section(key, value, path)
-    former, section = remembered.get(key, (b"", None))
-    if former != snapshot:
+    long = len(snapshot) > _LONG_SNAPSHOT
+    mark = hashlib.sha256(snapshot).digest() if long else snapshot
+    former, known = remembered.get(key, _NOTHING)
+    if former != mark:
+        del snapshot  # it may be large, and is not needed any longer
         section = _section(key, value, path)
-        remembered[key] = snapshot, None
-    elif section is None:
-        section = _section(key, marshal.loads(snapshot), path)
-        remembered[key] = snapshot, section
-    return section
+        remembered[key] = mark, None
+        return section
+    if known is None:
+        known = _section(key, marshal.loads(snapshot), path)
+        remembered[key] = mark, known
+    return known
 
 
 def _examine_value(value: object, levels: int) -> bool:

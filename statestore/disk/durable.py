@@ -8,7 +8,10 @@ What is promised, on a local POSIX file system whose fsync is honest:
 * once `replace_file` returns, the new bytes survive a power cut (fsync the file, then fsync the
   folder that holds its name), and so do the names `create_file` and `make_directory` made;
 * at every instant a whole file stands under the target's name or under ``keep_previous``;
+* the new file's mtime is never that of the file it replaces, so one stat tells two saves apart,
+  within one tick of the clock and with an inode number that is used again as well;
 * a call that fails leaves the target as it was and no temporary file behind;
+* a power cut takes nothing of this, unless the caller says otherwise (`Durability`);
 * a failed fsync is final: the kernel may have dropped the pages and marked them clean, so a second
   fsync of the same file proves nothing. The file is dropped; the next call writes a new one.
 
@@ -25,14 +28,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Literal
 
 from statestore import times
-from statestore.errors import SaveFailed, SaveNotDurable
+from statestore.errors import SaveFailed, SaveNotDurable, UsageError
+
+# full: fsync of the file, rename, fsync of the folder. relaxed: no fsync at all. single-sync: the
+# data is written out before the rename, and one fsync after it flushes both; see `write_out`.
+Durability = Literal["full", "relaxed", "single-sync"]
 
 NEW_FILE_MODE = 0o600
+# Kernels tick 100 to 1000 times a second; what happens within one tick has one timestamp.
+CLOCK_TICK_NS = 20_000_000
+_LATER_NS = 1_000  # the finest that every file system keeps whose clock is not coarse
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that stands where a file should be must not wait for a writer.
@@ -46,6 +58,11 @@ _LINKS_UNSUPPORTED = {
     errno.EXDEV,
 }
 _BLOCK = 1 << 20
+# SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
+_WRITE_AND_WAIT = 7
+
+_single_sync_devices: set[int] = set()
+_libc: Any = None
 
 
 class NotAFile(Exception):
@@ -77,16 +94,17 @@ def read_file(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
                 raise TooLarge(f"grows while it is read; more than {limit} bytes are not read")
         return bytes(data), status
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
 def replace_file(
     path: Path,
-    data: bytes,
+    data: bytes | bytearray,
     *,
     keep_previous: Path | None = None,
     mode: int | None = None,
     before_commit: Callable[[], None] | None = None,
+    durability: Durability = "full",
 ) -> os.stat_result:
     """Put `data` under `path`, durably and in one step; return the status of the new file.
 
@@ -96,34 +114,67 @@ def replace_file(
             file keeps its mode, and its owner where the process may set it.
         before_commit: called when the new bytes are safe under the temporary name and nothing
             else has changed; if it raises, nothing does.
+        durability: one fsync is enough only where the former file is kept, to be loaded if the
+            power goes between rename and fsync; elsewhere ``single-sync`` makes two as well.
 
     Raises:
+        UsageError: the file system is none that one fsync is enough for.
         SaveFailed: the system refused a step; the old bytes stand.
         SaveNotDurable: the new bytes stand, but the folder could not be flushed.
     """
-    temporary = Path(f"{path}.tmp")
+    temporary = f"{path}.tmp"
     descriptor = -1
     try:
         with _step(path, "create the temporary file"):
             descriptor = _create(temporary)
             previous = _status(path)
-            _take_over_ownership(descriptor, previous, mode)
-        _write_and_flush(path, descriptor, data)
+        if durability == "single-sync" and (keep_previous is None or previous is None):
+            durability = "full"
+        with _step(path, "write"):
+            write_all(descriptor, data)
+            _take_over(descriptor, previous, mode)
+        if durability == "full":
+            with _step(path, "fsync"):
+                os.fsync(descriptor)
+        elif durability == "single-sync":
+            require_single_sync(path)
+            with _step(path, "write out"):
+                write_out(descriptor)
         if before_commit is not None:
             before_commit()
         if keep_previous is not None and previous is not None:
             _keep(path, keep_previous)
+        if keep_previous is None or previous is None or previous.st_nlink > 1:
+            # Left by a killed writer, or by a rename over another name of the same inode, which
+            # does nothing and leaves both. Where there is one name, the rename took the link.
+            _drop(_link_name(path))
         with _step(path, "rename"):
             os.replace(temporary, path)
         # After the rename: it changes the inode's ctime, which callers compare.
-        status = os.fstat(descriptor)
+        try:
+            status = os.fstat(descriptor)
+        except OSError as error:
+            raise _not_durable(path, "fstat", error) from error
+        if previous is not None and status.st_gid != previous.st_gid:
+            # The folder gave it another group than the process has (setgid).
+            with suppress(OSError):
+                os.fchown(descriptor, -1, previous.st_gid)
+                status = os.fstat(descriptor)
+        if durability == "single-sync":
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                _take_back(path, keep_previous, error)
     except BaseException:
         _drop(temporary)
         raise
     finally:
         if descriptor >= 0:
-            os.close(descriptor)
-    flush_folder(path)
+            close_quietly(descriptor)
+    if durability == "full":
+        flush_folder(path)
+        if previous is None:
+            flush_folders_above(path)
     return status
 
 
@@ -134,28 +185,33 @@ def create_file(path: Path, data: bytes) -> None:
         FileExistsError: the name is taken; it is left alone.
         SaveFailed, SaveNotDurable: as in `replace_file`.
     """
-    temporary = Path(f"{path}.tmp")
+    temporary = f"{path}.tmp"
     descriptor = -1
     try:
         with _step(path, "create the temporary file"):
             descriptor = _create(temporary)
-        _write_and_flush(path, descriptor, data)
+        with _step(path, "write"):
+            write_all(descriptor, data)
+        with _step(path, "fsync"):
+            os.fsync(descriptor)
         _claim_name(temporary, path)
     finally:
         _drop(temporary)
         if descriptor >= 0:
-            os.close(descriptor)
+            close_quietly(descriptor)
     flush_folder(path)
+    flush_folders_above(path)
 
 
 def make_directory(path: Path) -> None:
     """Make a folder and its missing parents; each new one is flushed into the one above it."""
     missing = []
-    while not path.is_dir():
-        missing.append(path)
-        if path == path.parent:
-            break
-        path = path.parent
+    with _step(path, "look for the folder"):
+        while not path.is_dir():
+            missing.append(path)
+            if path == path.parent:
+                break
+            path = path.parent
     for folder in reversed(missing):
         with _step(folder, "make the folder"):
             # Somebody else may make it first; then flushing it again does no harm.
@@ -173,13 +229,45 @@ def flush_folder(path: Path) -> None:
     try:
         fsync_directory(path.parent)
     except OSError as error:
-        raise SaveNotDurable(
-            path,
-            "fsync of the folder",
-            error,
-            "the new content is in place and loads, but a power cut may still bring the former "
-            "one back; save again, and look at the disk",
-        ) from error
+        raise _not_durable(path, "fsync of the folder", error) from error
+
+
+def flush_folders_above(path: Path) -> None:
+    """Fsync the folders above the one that holds `path`, as far as its file system goes.
+
+    For the first file in a folder: a process that was killed may have made the folder, or one
+    above it, without flushing its name, and nobody can see that.
+
+    Raises:
+        SaveNotDurable: a folder could not be flushed. One that may not be opened is left out.
+    """
+    try:
+        device = os.stat(path.parent).st_dev
+        for folder in path.parent.parents:
+            if os.stat(folder).st_dev != device:
+                break
+            with suppress(PermissionError):
+                fsync_directory(folder)
+    except OSError as error:
+        raise _not_durable(path, "fsync of a folder above", error) from error
+
+
+def flush_file(path: Path) -> None:
+    """Flush a file that another process may have left unflushed, its name, and those above it.
+
+    Raises:
+        SaveNotDurable: one of them could not be flushed.
+    """
+    try:
+        descriptor = os.open(path, _READ)
+        try:
+            os.fsync(descriptor)
+        finally:
+            close_quietly(descriptor)
+    except OSError as error:
+        raise _not_durable(path, "fsync", error) from error
+    flush_folder(path)
+    flush_folders_above(path)
 
 
 def fsync_directory(folder: Path) -> None:
@@ -188,7 +276,7 @@ def fsync_directory(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
 def quarantine_path(path: Path) -> Path:
@@ -208,20 +296,117 @@ def file_stamp(instant: int) -> str:
     return f"{whole.replace('-', '').replace(':', '')}.{nanoseconds // 1_000:06d}Z"
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write every byte: the system may take fewer than it was given (a nearly full disk does)."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
-@contextmanager
-def _step(path: Path, step: str) -> Iterator[None]:
-    """Turn the system's refusal of one step into `SaveFailed`."""
+def require_single_sync(path: Path) -> None:
+    """Refuse a file on a file system that one fsync is not enough for; asked once per device.
+
+    Raises:
+        UsageError: it is neither xfs nor ext4 with a journal and ordered data, or cannot be told.
+    """
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # it will be made on the file system of the one above it
+    device = os.stat(folder).st_dev
+    if device in _single_sync_devices:
+        return
+    found = _file_system(device)
+    if found not in ("xfs", "ext4 (data=ordered)"):
+        raise UsageError(
+            f'durability="single-sync" needs xfs, or ext4 with a journal and data=ordered; '
+            f'{path} is on {found}: use durability="full"'
+        )
+    _single_sync_devices.add(device)
+
+
+def write_out(descriptor: int) -> None:
+    """Hand a file's bytes to the disk and wait until it has them, if only in its cache.
+
+    The file system then has nothing left to write before it may log the rename, and on the way to
+    the disk its log flushes the disk's cache first. So on ext4 and xfs, which log in order, whoever
+    finds the new name finds the new bytes. No POSIX call promises that.
+    """
+    global _libc
+    if _libc is None:
+        import ctypes  # it costs a short command more than the rest of this module
+
+        _libc = ctypes.CDLL(None, use_errno=True)
+        _libc.sync_file_range.argtypes = (
+            ctypes.c_int,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_uint,
+        )
+    if _libc.sync_file_range(descriptor, 0, 0, _WRITE_AND_WAIT) != 0:
+        import ctypes
+
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _file_system(device: int) -> str:
+    """Return the type of a mounted file system, with ext4's treatment of data; for people too."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    kind = "an unknown file system"
     try:
-        yield
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            if before.split()[2] == number:
+                kind = after.split()[0]
+        if kind == "ext4":
+            name = Path(f"/sys/dev/block/{number}").resolve().name
+            options = Path(f"/proc/fs/ext4/{name}/options").read_text().split()
+            data = next((option for option in options if option.startswith("data=")), "no journal")
+            kind = f"ext4 ({data})"
     except OSError as error:
-        raise SaveFailed(path, step, error, _advice(step, error)) from error
+        kind = f"{kind} that cannot be looked at ({error.strerror})"
+    return kind
+
+
+def _take_back(path: Path, kept: Path | None, error: OSError) -> None:
+    """Put the former file under its name again, whose successor may not be on the disk."""
+    try:
+        if kept is None:
+            raise error
+        link = _link_name(path)
+        _drop(link)
+        _link_or_copy(kept, link)
+        os.replace(link, path)
+    except OSError:
+        raise _not_durable(path, "fsync", error) from error
+    raise SaveFailed(path, "fsync", error, _advice("fsync", error)) from error
+
+
+class _step:  # a class, since a generator costs several times as much
+    """Turn the system's refusal of one step into `SaveFailed`."""
+
+    __slots__ = ("_path", "_step")
+
+    def __init__(self, path: Path, step: str) -> None:
+        self._path = path
+        self._step = step
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise SaveFailed(self._path, self._step, error, _advice(self._step, error)) from error
+
+
+def _not_durable(path: Path, step: str, error: OSError) -> SaveNotDurable:
+    return SaveNotDurable(
+        path,
+        step,
+        error,
+        "the new content is in place and loads, but a power cut may still bring the former one "
+        "back; save again, and look at the disk",
+    )
 
 
 def _advice(step: str, error: OSError) -> str:
@@ -237,7 +422,13 @@ def _advice(step: str, error: OSError) -> str:
     return "the former content stands"
 
 
-def _create(temporary: Path) -> int:
+def close_quietly(descriptor: int) -> None:
+    """Close a file whose bytes were flushed, or only read: a late error says nothing of them."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
+def _create(temporary: str) -> int:
     try:
         return os.open(temporary, _CREATE, NEW_FILE_MODE)
     except FileExistsError:
@@ -246,22 +437,25 @@ def _create(temporary: Path) -> int:
         return os.open(temporary, _CREATE, NEW_FILE_MODE)
 
 
-def _write_and_flush(path: Path, descriptor: int, data: bytes) -> None:
-    with _step(path, "write"):
-        write_all(descriptor, data)
-    with _step(path, "fsync"):
-        os.fsync(descriptor)
-
-
-def _take_over_ownership(
-    descriptor: int, previous: os.stat_result | None, mode: int | None
-) -> None:
-    """Give the new file the mode and owner of the one it replaces."""
+def _take_over(descriptor: int, previous: os.stat_result | None, mode: int | None) -> None:
+    """Give the new file the mode and owner of the one it replaces, and another mtime."""
     if previous is None:
         if mode is not None:
             os.fchmod(descriptor, mode)
         return
-    new = os.fstat(descriptor)
+    if (previous.st_uid, previous.st_gid) == (os.geteuid(), os.getegid()):
+        # The new file is not looked at: on a kernel with fine timestamps (6.13 and later) a file
+        # that somebody looked at gets a new one at the rename, and the log one more block.
+        if (former := stat.S_IMODE(previous.st_mode)) != NEW_FILE_MODE:
+            os.fchmod(descriptor, former)
+    else:
+        _take_over_ownership(descriptor, os.fstat(descriptor), previous)
+    now = time.time_ns()
+    if abs(now - previous.st_mtime_ns) < CLOCK_TICK_NS:
+        os.utime(descriptor, ns=(now, max(now, previous.st_mtime_ns + _LATER_NS)))
+
+
+def _take_over_ownership(descriptor: int, new: os.stat_result, previous: os.stat_result) -> None:
     if (new.st_uid, new.st_gid) != (previous.st_uid, previous.st_gid):
         # Only root may give files away; others keep what they can, which is the mode.
         with suppress(PermissionError):
@@ -276,36 +470,47 @@ def _keep(path: Path, kept: Path) -> None:
     A hard link, not a rename: between two renames there would be an instant with no file under
     the target's name at all, and a bot that starts in that instant starts from nothing.
     """
-    # One name per target whatever it is kept as, so that the next writer finds what a kill left.
-    link = Path(f"{path}.bak.tmp")
+    link = _link_name(path)
     try:
         with _step(path, "keep the former file"):
-            _drop(link)
             try:
-                os.link(path, link, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in _LINKS_UNSUPPORTED:
-                    raise
-                _copy(path, link)
+                _link_or_copy(path, link)
+            except FileExistsError:
+                os.unlink(link)  # left by a writer that was killed
+                _link_or_copy(path, link)
             os.replace(link, kept)
-    finally:
-        # rename(2) between two names of one inode does nothing and leaves both.
+    except BaseException:
         _drop(link)
+        raise
 
 
-def _copy(source: Path, target: Path) -> None:
+def _link_name(path: Path) -> str:
+    """One name per target whatever it is kept as: the next writer finds what a kill left."""
+    return f"{path}.bak.tmp"
+
+
+def _link_or_copy(source: Path, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _LINKS_UNSUPPORTED:
+            raise
+        _copy(source, target)
+
+
+def _copy(source: Path, target: str) -> None:
     """Copy durably; for file systems without hard links (FAT, some network and FUSE ones)."""
     data, status = read_file(source, limit=1 << 40)
     descriptor = os.open(target, _CREATE, NEW_FILE_MODE)
     try:
-        _take_over_ownership(descriptor, status, None)
+        _take_over_ownership(descriptor, os.fstat(descriptor), status)
         write_all(descriptor, data)
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        close_quietly(descriptor)
 
 
-def _claim_name(temporary: Path, path: Path) -> None:
+def _claim_name(temporary: str, path: Path) -> None:
     """Name a finished file, never over an existing one: link(2) refuses what rename(2) replaces."""
     try:
         os.link(temporary, path, follow_symlinks=False)
@@ -320,7 +525,7 @@ def _claim_name(temporary: Path, path: Path) -> None:
             os.replace(temporary, path)
 
 
-def _drop(temporary: Path) -> None:
+def _drop(temporary: str) -> None:
     """Remove a temporary name if it is there; what cannot be removed now, the next writer will."""
     with suppress(OSError):
         os.unlink(temporary)

@@ -43,12 +43,15 @@ class WriterLock:
 
     def __init__(self, state_path: Path, lock_path: Path) -> None:
         self._state_path = state_path
+        self._key = str(state_path)
         self._lock = _OsLock(lock_path)
+        # A program may make a store for each save.
+        weakref.finalize(self, self._lock.close).atexit = False
 
     @property
     def held(self) -> bool:
         """Whether this thread holds it, through whichever store of this process."""
-        return _exclusion(self._state_path).owner == threading.get_ident()
+        return _exclusion(self._key).owner == threading.get_ident()
 
     def exclusively(self, act: Callable[[], T], timeout: float) -> T:
         """Run `act` with every other writer kept out.
@@ -84,7 +87,7 @@ class WriterLock:
             StateLocked: somebody else holds it for longer; names the process where it is known.
             SaveFailed: the lock file cannot be made, or there are no locks on this file system.
         """
-        exclusion = _exclusion(self._state_path)
+        exclusion = _exclusion(self._key)
         deadline = time.monotonic() + timeout
         if not exclusion.mutex.acquire(timeout=max(timeout, 0)):
             raise self._held_for_longer(timeout)
@@ -94,7 +97,7 @@ class WriterLock:
 
     def release(self) -> None:
         """Give back whatever of the two `acquire` took; again does no harm."""
-        exclusion = _exclusion(self._state_path)
+        exclusion = _exclusion(self._key)
         if exclusion.owner == threading.get_ident():
             self._lock.release()
             exclusion.owner = None
@@ -244,29 +247,33 @@ class _OsLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._name = str(path)
         self._descriptor: int | None = None
+        self._inode = (0, 0)
         _os_locks.add(self)
 
     def acquire(self) -> bool:
         """Try once."""
         # Imported when first needed: it costs a short command more than everything else it does.
-        from filelock import lock_descriptor
+        import filelock
 
         while True:
             if self._descriptor is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._descriptor = os.open(self.path, flags, durable.NEW_FILE_MODE)
-            if not lock_descriptor(self._descriptor, blocking=False):
+                status = os.fstat(self._descriptor)
+                self._inode = (status.st_dev, status.st_ino)
+            if not filelock.lock_descriptor(self._descriptor, blocking=False):
                 return False
-            if self._is_current(self._descriptor):
+            if self._is_current():
                 return True
             self.close()  # the file was deleted, and a lock on its remains keeps nobody out
 
     def release(self) -> None:
-        from filelock import unlock_descriptor
+        import filelock
 
         if self._descriptor is not None:
-            unlock_descriptor(self._descriptor)
+            filelock.unlock_descriptor(self._descriptor)
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -280,13 +287,12 @@ class _OsLock:
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, json.dumps(dict(holder)).encode(), 0)
 
-    def _is_current(self, descriptor: int) -> bool:
-        ours = os.fstat(descriptor)
+    def _is_current(self) -> bool:
         try:
-            named = self.path.lstat()
+            named = os.lstat(self._name)
         except FileNotFoundError:
             return False
-        return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
+        return self._inode == (named.st_dev, named.st_ino)
 
 
 @dataclass(slots=True)
@@ -297,12 +303,12 @@ class _Exclusion:
     owner: int | None = None
 
 
-_exclusions: dict[Path, _Exclusion] = {}
+_exclusions: dict[str, _Exclusion] = {}  # by state file
 _os_locks: weakref.WeakSet[_OsLock] = weakref.WeakSet()
 
 
-def _exclusion(path: Path) -> _Exclusion:
-    return _exclusions.get(path) or _exclusions.setdefault(path, _Exclusion())
+def _exclusion(key: str) -> _Exclusion:
+    return _exclusions.get(key) or _exclusions.setdefault(key, _Exclusion())
 
 
 def _after_fork_in_child() -> None:

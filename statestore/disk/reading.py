@@ -7,8 +7,10 @@ What is promised:
 * of the state file and a ``.bak`` of higher revision the higher one is believed, since a file
   system may lose a rename;
 * a file that is there but does not read is never answered with "nothing is there";
-* a file that was read once is known again by one stat (`Reader.still_stands`), and one that
-  changed within a tick of the file system's clock is compared byte for byte.
+* a file that was read or saved once is known again by one stat (`Reader.still_stands`): no save
+  has the mtime of the file it replaced (`statestore.disk.durable`), and a file that was read
+  within a tick of its change is compared byte for byte when it is asked about. What one stat can
+  hide is an edit in place, of equal length, by another program, within the tick after our save.
 
 What is found is said in a `Found`, or raised; what to tell the operator is the store's to decide.
 """
@@ -37,8 +39,11 @@ from statestore.errors import (
 
 OnMismatch = Literal["refuse", "warn", "fallback"]
 
-# Two changes within one tick of the file system's clock have one timestamp; FAT's takes 2 s.
-_CLOCK_TICK_NS = 2 * times.NANOSECONDS
+# Two changes within one tick of the clock have one timestamp. Some file systems have a clock of
+# their own (FAT: 2 s), known by its round figures.
+_CLOCK_TICK_NS = durable.CLOCK_TICK_NS
+_COARSE_TICK_NS = 2 * times.NANOSECONDS
+_COARSE_FIGURE_NS = 10_000_000
 
 _Signature = tuple[int, int, int, int, int]
 _UNREADABLE: _Signature = (-1, -1, -1, -1, -1)
@@ -51,7 +56,7 @@ class Found:
     Attributes:
         signature: of the state file; None if it is missing.
         document: the state; None if there is none, or (`why` says so) none that reads.
-        data: the bytes of the document's file.
+        data: the bytes of the document's file, where it was read.
         source: the document's file.
         why: what is wrong with the state file; None if nothing is.
         settled: no change since can hide behind an equal signature.
@@ -66,10 +71,13 @@ class Found:
 
     @classmethod
     def just_written(
-        cls, path: Path, status: os.stat_result, document: codec.Document, data: bytes
+        cls, path: Path, status: os.stat_result, document: codec.Document, data: bytes | bytearray
     ) -> Self:
         """Return what stands on disk after a save, without reading it."""
-        return cls(_signature(status), path, document, data)
+        signature = _signature(status)
+        if _is_coarse(signature):
+            return cls(signature, path, document, bytes(data))
+        return cls(signature, path, document, settled=True)
 
     @property
     def revision(self) -> int:
@@ -192,7 +200,7 @@ class Reader:
         return StateCorrupt(
             self.path,
             f"no state can be read: {found}. Nothing was changed. Put a good copy back with "
-            "`statestore restore FILE`, or rebuild the positions from the exchange's fills",
+            "`statestore restore --file FILE`; `statestore history` lists what is at hand",
         )
 
     def _look(self, on_mismatch: OnMismatch) -> Found:
@@ -269,7 +277,7 @@ def peek_revision(path: Path) -> int:
     except OSError:
         return 0
     finally:
-        os.close(descriptor)
+        durable.close_quietly(descriptor)
 
 
 def _signature(status: os.stat_result) -> _Signature:
@@ -284,7 +292,7 @@ def _signature(status: os.stat_result) -> _Signature:
 
 def _signature_of(path: Path) -> _Signature | None:
     try:
-        return _signature(path.stat())
+        return _signature(os.stat(path))  # noqa: PTH116  # called for every save and every poll
     except FileNotFoundError:
         return None
     except OSError:
@@ -293,4 +301,9 @@ def _signature_of(path: Path) -> _Signature | None:
 
 def _has_settled(signature: _Signature, read_at: int) -> bool:
     """Return whether a change after `read_at` is sure to show in the signature ("racily clean")."""
-    return read_at - signature[4] > _CLOCK_TICK_NS
+    tick = _COARSE_TICK_NS if _is_coarse(signature) else _CLOCK_TICK_NS
+    return read_at - signature[4] > tick
+
+
+def _is_coarse(signature: _Signature) -> bool:
+    return signature[4] % _COARSE_FIGURE_NS == 0

@@ -27,14 +27,15 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from statestore.disk import codec, durable
-from statestore.disk.backups import Backups, read_valid
+from statestore.disk.backups import Backups, copy_to, read_valid
 from statestore.disk.checking import CheckReport, check_files
+from statestore.disk.durable import Durability
 from statestore.disk.locks import Lease, WriterLock, flock_holder, lease_holder, take_lease
 from statestore.disk.reading import Found, OnMismatch, Reader, peek_revision
 from statestore.errors import (
@@ -49,7 +50,11 @@ from statestore.errors import (
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from statestore.disk.saver import Saver
+
 logger = logging.getLogger(__name__)
+
+_HOST = os.uname().nodename
 
 Numbers = codec.Numbers
 BeforeCommit = Callable[[], None]
@@ -71,6 +76,8 @@ class StateMeta:
         verified: the sum was there and right.
         recovered_from: the fallback that was read; None if it was the state file itself.
         recovered_why: what is wrong with the state file.
+        durability: of the saves of the store that loaded or saved it; two states that differ in
+            nothing else are equal.
     """
 
     revision: int
@@ -83,6 +90,7 @@ class StateMeta:
     verified: bool
     recovered_from: Path | None = None
     recovered_why: str | None = None
+    durability: Durability = field(default="full", compare=False)
 
 
 class State(dict[str, Any]):
@@ -118,6 +126,7 @@ class StateStore:
 
     Attributes:
         path: the state file; a symlink is followed once, when the store is made.
+        durability: what a power cut may take.
         backup_path, lock_path, lease_path: beside it.
         backups: the timestamped copies.
     """
@@ -129,6 +138,7 @@ class StateStore:
         backup_dir: str | os.PathLike[str] | None = None,
         lock_timeout: float = 10.0,
         on_mismatch: OnMismatch = "refuse",
+        durability: Durability = "full",
     ) -> None:
         """Remember where the state is; nothing is read or made yet.
 
@@ -137,12 +147,29 @@ class StateStore:
             lock_timeout: seconds a save waits for another writer.
             on_mismatch: what `load` makes of a state file whose sum is wrong: ``refuse`` it, load
                 it and ``warn``, or treat it as damaged and use the ``fallback``.
+            durability: what a power cut or a crash of the system (not of the process) may take.
+                ``full``: nothing that was saved. ``relaxed``, for tests and simulations: no fsync,
+                so it may take any number of saves, or leave the state file and ``.bak`` empty or
+                torn. ``single-sync``: nothing, at half the cost, on ext4 (with a journal and
+                ordered data) and xfs; it relies on how these are built, not on POSIX.
+
+        Raises:
+            UsageError: an option means nothing, or ``single-sync`` on another file system.
         """
         if on_mismatch not in get_args(OnMismatch):
             raise UsageError(
                 f"on_mismatch is {on_mismatch!r}; it has to be one of {get_args(OnMismatch)}"
             )
+        if durability not in get_args(Durability):
+            raise UsageError(
+                f"durability is {durability!r}; it has to be one of {get_args(Durability)}"
+            )
         self.path = Path(os.path.realpath(path))
+        if durability == "single-sync":
+            durable.require_single_sync(self.path)
+        elif durability == "relaxed":
+            logger.warning("saves do not survive a power cut", extra={"path": str(self.path)})
+        self.durability: Durability = durability
         self.backup_path = Path(f"{self.path}.bak")
         self.lock_path = Path(f"{self.path}.lock")
         self.lease_path = Path(f"{self.path}.lease")
@@ -154,7 +181,10 @@ class StateStore:
         self._lock = WriterLock(self.path, self.lock_path)
         self._seen: Found | None = None
         self._remembered: codec.Remembered = {}
-        self._flush_owed = False
+        # The state this store flushed itself; what another process left may not be on disk.
+        self._flushed = ""
+        self._flush_owed = False  # of its folder
+        self._suspect = ""  # a state whose only fsync failed: never to be ``.bak``, nor good enough
         self._saver: tuple[int, Executor] | None = None
 
     def __repr__(self) -> str:
@@ -200,7 +230,8 @@ class StateStore:
     def refresh(self, *, numbers: Numbers = "float") -> State:
         """Return the state as it is now; the file is read again only if it changed."""
         seen = self._seen
-        if seen is None or not self._reader.still_stands(seen):
+        # Where there was no state at all, a `.bak` may have come that the state file does not show.
+        if seen is None or seen.document is None or not self._reader.still_stands(seen):
             return self.load(numbers=numbers)
         return self._state(seen, numbers)
 
@@ -243,10 +274,7 @@ class StateStore:
             StateCorrupt, StateChecksumMismatch: what is on disk cannot be judged, as in `load`.
             UsageError: called inside a transaction on the same file, in the same thread.
         """
-        encoded = codec.encode(state, self.path, self._remembered)
-        return self._exclusively(
-            lambda: self._commit(encoded, state, reason, expected_revision, before_commit)
-        )
+        return self._prepare(state, reason, expected_revision, before_commit)()
 
     async def asave(
         self,
@@ -263,12 +291,18 @@ class StateStore:
         """
         import asyncio
 
-        encoded = codec.encode(state, self.path, self._remembered)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor(),
-            self._exclusively,
-            lambda: self._commit(encoded, state, reason, expected_revision, before_commit),
-        )
+        act = self._prepare(state, reason, expected_revision, before_commit)
+        return await asyncio.get_running_loop().run_in_executor(self._executor(), act)
+
+    def saver(self) -> Saver:
+        """Return what saves in the background and makes one save of a burst; see `Saver.save`.
+
+        For a loop that must not wait for the disk and has no asyncio. Close it, or use it in a
+        `with` block, to wait for what was asked for.
+        """
+        from statestore.disk.saver import Saver
+
+        return Saver(self._prepare)
 
     @contextmanager
     def transaction(
@@ -296,12 +330,17 @@ class StateStore:
         finally:
             self._lock.release()
 
-    def backup(self, reason: str = "manual") -> Path:
+    def backup(self, reason: str = "manual", *, to: Path | None = None) -> Path:
         """Copy the current good state, byte for byte, to a new timestamped file.
+
+        Args:
+            to: a folder that gets the file instead of ``state_backups``, or the name of a new file;
+                on another disk, it survives the loss of this one.
 
         Raises:
             BackupFailed: it could not be written or does not read back, or the sum is wrong.
             StateMissing: there is nothing to copy.
+            UsageError: `to` is a file that is there already.
         """
         self._ask_path_guard()
         seen = self._reader.find(self.on_mismatch)
@@ -312,7 +351,10 @@ class StateStore:
                 self.path, f"{self.path} {seen.document.why}; no backup was made of it"
             )
         self._announce(seen)
-        return self.backups.write(seen.data, reason, seen.revision)
+        if to is not None and not to.is_dir():
+            return copy_to(to, seen.data)
+        backups = self.backups if to is None else Backups(to, self.path)
+        return backups.write(seen.data, reason, seen.revision)
 
     def seal(self, *, reason: str = "seal", before_commit: BeforeCommit | None = None) -> StateMeta:
         """Accept an edited state file as it is: right sum, next revision, ``.bak`` untouched.
@@ -362,6 +404,19 @@ class StateStore:
 
     # Saving
 
+    def _prepare(
+        self,
+        state: Mapping[str, Any],
+        reason: str,
+        expected_revision: int | None = None,
+        before_commit: BeforeCommit | None = None,
+    ) -> Callable[[], StateMeta]:
+        """Encode `state` as it is now; return what saves that."""
+        encoded = codec.encode(state, self.path, self._remembered)
+        return lambda: self._exclusively(
+            lambda: self._commit(encoded, state, reason, expected_revision, before_commit)
+        )
+
     def _commit(
         self,
         encoded: Mapping[str, codec.Section],
@@ -379,8 +434,9 @@ class StateStore:
         known = self._known(state, expected_revision)
         self._require_latest(found, known)
         document = codec.arrange(encoded, found.document)
-        if found.sealed and found.document and found.document.sections == document.sections:
-            self._pay_owed_flush()
+        unchanged = found.document is not None and found.document.sections == document.sections
+        if unchanged and found.sealed and found.identity != self._suspect:
+            self._flush(found)
             return self._accept(found, state)
         return self._write(
             found,
@@ -398,6 +454,7 @@ class StateStore:
             why = found.why
             raise self._reader.missing() if why is None else self._reader.corrupt({self.path: why})
         if found.sealed and found.revision >= peek_revision(self.backup_path):
+            self._flush(found)
             return self._accept(found, None)
         return self._write(found, found.document, reason, before_commit)
 
@@ -469,7 +526,7 @@ class StateStore:
 
     def _keep_for(self, found: Found) -> Path | None:
         """Return the name under which the present state file stays: ``.bak`` only if it is good."""
-        if found.signature is None:
+        if found.signature is None or (found.sealed and found.identity == self._suspect):
             return None
         return self.backup_path if found.readable else durable.quarantine_path(self.path)
 
@@ -489,9 +546,9 @@ class StateStore:
             revision = max(revision, peek_revision(self.path), peek_revision(self.backup_path))
         meta = codec.Meta(
             revision=revision + 1,
-            saved_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            saved_at=f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z",
             reason=reason.encode("utf-8", "backslashreplace").decode(),
-            writer=f"{os.getpid()}@{os.uname().nodename}",
+            writer=f"{os.getpid()}@{_HOST}",
         )
         data, document = codec.render(document, meta)
         if len(data) > codec.MAX_BYTES:
@@ -502,9 +559,13 @@ class StateStore:
             )
         try:
             status = durable.replace_file(
-                self.path, data, keep_previous=keep, before_commit=before_commit
+                self.path,
+                data,
+                keep_previous=keep,
+                before_commit=before_commit,
+                durability=self.durability,
             )
-            self._flush_owed = False
+            self._flushed, self._flush_owed = document.identity, False
             saved = self._accept(Found.just_written(self.path, status, document, data), state)
         except BaseException:
             self._reconcile(document, data, keep, state)
@@ -514,16 +575,22 @@ class StateStore:
                 "state file that is not good moved aside",
                 extra={"path": str(self.path), "aside": str(keep)},
             )
-        logger.info(
-            "state saved",
-            extra={"path": str(self.path), "revision": meta.revision, "reason": meta.reason},
-        )
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "state saved",
+                extra={
+                    "path": str(self.path),
+                    "revision": meta.revision,
+                    "reason": meta.reason,
+                    "durability": self.durability,
+                },
+            )
         return saved
 
     def _reconcile(
         self,
         document: codec.Document,
-        data: bytes,
+        data: bytes | bytearray,
         keep: Path | None,
         state: Mapping[str, Any] | None,
     ) -> None:
@@ -536,6 +603,10 @@ class StateStore:
             present, status = durable.read_file(self.path, len(data))
             if present == data:
                 self._flush_owed = True
+                if self.durability == "single-sync":
+                    self._suspect = document.identity
+                if keep is not None:  # else the folder may be new, and owed a flush as well
+                    self._flushed = document.identity
                 self._accept(Found.just_written(self.path, status, document, data), state)
         with suppress(OSError):
             if keep is not None and keep != self.backup_path and keep.samefile(self.path):
@@ -548,10 +619,15 @@ class StateStore:
             state.meta = meta
         return meta
 
-    def _pay_owed_flush(self) -> None:
-        if self._flush_owed:
+    def _flush(self, found: Found) -> None:
+        """Make durable what stands, unless this store did: its writer may have been killed."""
+        if self.durability == "relaxed":
+            return
+        if self._flushed != found.identity:
+            durable.flush_file(self.path)
+        elif self._flush_owed:
             durable.flush_folder(self.path)
-            self._flush_owed = False
+        self._flushed, self._flush_owed = found.identity, False
 
     def _executor(self) -> Executor:
         from concurrent.futures import ThreadPoolExecutor
@@ -589,6 +665,7 @@ class StateStore:
             verified=document is not None and document.trust is codec.Trust.SEALED,
             recovered_from=seen.source if seen.why is not None else None,
             recovered_why=seen.why,
+            durability=self.durability,
         )
 
     def _announce(self, seen: Found) -> None:
