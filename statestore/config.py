@@ -13,12 +13,23 @@ setting            environment                 default
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
 ``reserve`` table                              nothing is reserved
+``backups`` table                              see below
+none               ``VISUAL``, ``EDITOR``      ``vi``
 none               ``COINBASE_API_KEY``        none
 none               ``COINBASE_API_SECRET``     none
 =================  ==========================  ======================================
 
 ``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
 ``STATESTORE_CONFIG`` names another file. Credentials have no place in it.
+
+A command that made a backup deletes old ones, if they are beyond the count and the age to keep::
+
+    [backups]
+    keep_last = 30            # the newest, whatever their age; a burst within a minute is one
+    keep_days = 30            # and all that are younger
+    keep_repairs_days = 365   # those that undo needs: made before a rebuild, restore, edit ...
+
+"Beyond" is both, so a large number keeps everything. The newest valid one is always kept.
 """
 
 from __future__ import annotations
@@ -42,6 +53,7 @@ _PATHS = {
     "key_file": "COINBASE_KEY_FILE",
 }
 _TEXTS = {"base_url": "COINBASE_BASE_URL"}
+_RETENTION = ("keep_last", "keep_days", "keep_repairs_days")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,7 @@ class Settings:
     key_file: Path | None = None
     base_url: str = "api.coinbase.com"
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
+    backups: Mapping[str, int] = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)
     api_secret: str | None = field(default=None, repr=False)
 
@@ -89,6 +102,11 @@ def places(
 def operator() -> str:
     """Return who runs this, for the record: ``uid 1000 at host``."""
     return f"uid {os.getuid()} at {os.uname().nodename}"
+
+
+def editor(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the command that edits a file for this user."""
+    return environ.get("VISUAL") or environ.get("EDITOR") or "vi"
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -138,12 +156,14 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
 def _value(path: Path, name: str, value: object) -> Any:
     if name == "reserve" and isinstance(value, dict):
         return {asset.upper(): _reserved(path, asset, units) for asset, units in value.items()}
+    if name == "backups" and isinstance(value, dict):
+        return {setting: _retained(path, setting, number) for setting, number in value.items()}
     if name in _PATHS and isinstance(value, str):
         # Relative to the file that says so, not to wherever the command was started.
         return path.parent / Path(value).expanduser()
     if name in _TEXTS and isinstance(value, str):
         return value
-    known = ", ".join([*_PATHS, *_TEXTS, "reserve"])
+    known = ", ".join([*_PATHS, *_TEXTS, "reserve", "backups"])
     raise ConfigError(f"{path}: {name} = {value!r:.40} is not understood; settings are {known}")
 
 
@@ -155,3 +175,12 @@ def _reserved(path: Path, asset: str, units: object) -> Decimal:
     if amount < 0:
         raise ConfigError(f"{path}: reserve.{asset} is {amount}; units held back are not negative")
     return amount
+
+
+def _retained(path: Path, name: str, number: object) -> int:
+    if name not in _RETENTION:
+        known = ", ".join(_RETENTION)
+        raise ConfigError(f"{path}: backups.{name} is not understood; settings are {known}")
+    if type(number) is not int or not 0 <= number <= 1_000_000:
+        raise ConfigError(f"{path}: backups.{name} = {number!r:.40} is not a whole number from 0")
+    return number

@@ -16,13 +16,18 @@ from statestore.cli.exits import EPILOG, entry
 # A command is imported when it is asked for: help must not pay for what it does not use.
 _COMMANDS = {
     "audit": "What repairs have changed, and whether that record is whole.",
+    "backup": "Make a verified copy of the state, or verify those there are.",
     "check": "Say whether the state, its .bak and its backups are good.",
     "demo": "The main job on a simulated exchange, without any key.",
+    "diff": "Show what differs between two versions of the state.",
+    "edit": "Change the state by hand, in an editor, safely.",
+    "history": "List every version of the state that is at hand.",
     "kill-switch": "Halt a bot, release it, ask.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "restore": "Put a backup in place of the state.",
     "seal": "Accept an edited state file as it is.",
-    "show": "Print the state and where it was read from.",
+    "show": "Print the state, or a former version, and where it was read from.",
+    "undo": "Put back the state before the newest repair.",
 }
 
 

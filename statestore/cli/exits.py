@@ -64,10 +64,12 @@ def run(command: click.Command) -> NoReturn:
     except errors.StateStoreError as error:
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         code = code_for(type(error))
-    except BrokenPipeError:
-        # Whoever read us went away; that is no error, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except (BrokenPipeError, SystemExit):
+        # Whoever read us went away (`... | head`; click makes that a SystemExit), perhaps before
+        # anything was done: no success. Python must not complain when it flushes what is left.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,16 +1,33 @@
-"""What seal and restore share: the kill switch before, the audit line after."""
+"""What the commands that replace a state share: halt, back up, write, record, report."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import click
+
 from statestore.cli.output import note, print_json
-from statestore.config import Places
+from statestore.config import Places, Settings
+from statestore.disk import codec
 from statestore.disk.audit import AuditLog
+from statestore.disk.backups import Retention
+from statestore.disk.history import changed_sections, differences, read_document
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateMeta, StateStore
+from statestore.errors import RevisionConflict, StateCorrupt, StateMissing
 from statestore.repair.rebuild import halted, record_repair
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """The state that is about to be replaced, and the backup that was made of it."""
+
+    backup: Path
+    document: codec.Document
 
 
 def replace_state(
@@ -19,19 +36,138 @@ def replace_state(
     where: Places,
     write: Callable[[Callable[[], None]], StateMeta],
     *,
+    keep: Retention,
     allow_live: bool = False,
+    replacing: StateMeta | None = None,
+    ask: str = "",
     facts: Mapping[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check the kill switch, write (which checks it again right before the rename), audit, print.
+    """Check the kill switch, ask, back up, write, audit, print; old backups go at the very end.
+
+    The backup is made under the lock, immediately before the rename, so it is what is replaced
+    and nothing else; and the kill switch is checked once more after it.
 
     Args:
-        action: what the audit line says was done.
-        write: saves; gets the check it has to pass on as ``before_commit``.
+        action: what the audit line says was done, and the reason of the backup.
+        write: saves; gets what it has to pass on as ``before_commit``.
+        replacing: the state that the operator was shown; another one is not replaced.
+        ask: a question to put, on a terminal.
         facts: more for the audit line.
+        told: more for the report.
+
+    Raises:
+        KillSwitchNotEngaged: the bot may trade.
+        BackupFailed: nothing was changed.
+        RevisionConflict: the state is not the one of `replacing` any more.
     """
     check = halted(KillSwitch(where.kill_switch), allow_live=allow_live)
     check()
-    saved = write(check)
-    record_repair(AuditLog(where.audit_file), action, saved, facts or {})
+    if ask and sys.stdin.isatty():
+        click.confirm(ask, abort=True, err=True)
+    former: list[Former | None] = []
+
+    def before_commit() -> None:
+        check()
+        if replacing is not None:
+            _require(store, replacing)
+        former.append(_keep_former(store, action))
+        check()
+
+    saved = write(before_commit)
+    if not former:
+        note(f"Nothing to do: {store.path} is good at revision {saved.revision}.")
+        print_json(_report(action, store, saved.revision, None, []))
+        return
+    kept = former[0]
+    audited = _former_facts(kept) | dict(facts or {})
+    try:
+        audited |= _changes(store, kept, saved)
+    finally:  # what does not read back is recorded all the same
+        record_repair(AuditLog(where.audit_file), action, saved, audited)
     note(f"{store.path} is at revision {saved.revision}.")
-    print_json({"action": action, "path": str(store.path), "revision": saved.revision})
+    if kept is None:
+        note("What it replaced did not read, so there is no backup of it, and no undo.")
+    else:
+        note(f"Former state: {kept.backup} (revision {kept.document.revision}).")
+    report = _report(action, store, saved.revision, kept, prune(store, keep))
+    print_json(report | dict(told or {}))
+
+
+def retention(settings: Settings) -> Retention:
+    """Return how long backups are kept, as configured."""
+    return Retention(**settings.backups)
+
+
+def prune(store: StateStore, keep: Retention) -> list[str]:
+    """Delete the old backups; return their paths, and say so."""
+    deleted = [str(backup.path) for backup in store.backups.prune(keep)]
+    for path in deleted:
+        note(f"Deleted by retention: {path}")
+    return deleted
+
+
+def present(store: StateStore) -> tuple[codec.Document | None, str]:
+    """Return the state as `StateStore.load` would find it, and why not if it would not.
+
+    A file that holds a state of a wrong sum is what an operator wants to see compared, so it is
+    given, and the reason with it.
+    """
+    try:
+        found = store.load(missing_ok=False).meta
+        return read_document(found.path), ""
+    except StateMissing as error:
+        return None, str(error)
+    except StateCorrupt as error:
+        try:
+            return read_document(store.path), str(error)
+        except (StateCorrupt, StateMissing):
+            return None, str(error)
+
+
+def _require(store: StateStore, shown: StateMeta) -> None:
+    found = StateStore(store.path, backup_dir=store.backups.directory).load().meta
+    if (found.revision, found.sha256) != (shown.revision, shown.sha256):
+        raise RevisionConflict(store.path, shown.revision, found.revision)
+
+
+def _keep_former(store: StateStore, action: str) -> Former | None:
+    """Back up the state; None if nothing reads.
+
+    In place of a file whose sum is wrong, what the next load would have had to fall back to.
+    """
+    trusting = StateStore(store.path, backup_dir=store.backups.directory, on_mismatch="fallback")
+    try:
+        path = trusting.backup(action).absolute()  # the record is read from other folders
+    except (StateCorrupt, StateMissing):
+        return None
+    return Former(path, read_document(path))
+
+
+def _former_facts(kept: Former | None) -> dict[str, Any]:
+    return {
+        "revision_before": kept.document.revision if kept else None,
+        "sha256_before": kept.document.identity if kept else None,
+        "backup": str(kept.backup) if kept else None,
+    }
+
+
+def _changes(store: StateStore, kept: Former | None, saved: StateMeta) -> dict[str, Any]:
+    written = read_document(store.path)
+    if written.identity != saved.sha256:
+        return {}  # somebody saved since, and that is not ours to explain
+    report = differences(kept.document if kept else None, written)
+    return {"sections": changed_sections(report), "positions": report["positions"]}
+
+
+def _report(
+    action: str, store: StateStore, revision: int, kept: Former | None, deleted: list[str]
+) -> dict[str, Any]:
+    return {
+        "action": action,
+        "dry_run": False,
+        "path": str(store.path),
+        "revision": revision,
+        "backup": str(kept.backup) if kept else None,
+        "deleted": deleted,
+    }

@@ -95,3 +95,13 @@ def allow_live_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--allow-live", is_flag=True, help="Write although the bot may be trading. Risky."
     )(function)
+
+
+def dry_run_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--dry-run", is_flag=True, help="Show what would change, write nothing.")(
+        function
+    )
+
+
+def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--yes", is_flag=True, help="Do not ask before writing.")(function)

@@ -133,7 +133,7 @@ def command(**flags: Any) -> int:
         differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
         return UNPROVEN if flags["exit_code"] and differs else 0
     refuse_unproven(proposal.plan, skip_unproven=flags["skip_unproven"])
-    return _apply(store, proposal, where, flags)
+    return _apply(store, proposal, where, settings, flags)
 
 
 main = entry(command)
@@ -181,8 +181,11 @@ def _source(
     return source, allowed.portfolio_id, warnings
 
 
-def _apply(store: Any, proposal: Proposal, where: Places, flags: dict[str, Any]) -> int:
+def _apply(
+    store: Any, proposal: Proposal, where: Places, settings: Settings, flags: dict[str, Any]
+) -> int:
     from statestore.disk.audit import AuditLog
+    from statestore.disk.backups import Retention
     from statestore.disk.killswitch import KillSwitch
     from statestore.repair.rebuild import apply
 
@@ -197,6 +200,8 @@ def _apply(store: Any, proposal: Proposal, where: Places, flags: dict[str, Any])
         skip_unproven=flags["skip_unproven"],
         allow_live=flags["allow_live"],
     )
+    if applied.backup is not None:
+        store.backups.prune(Retention(**settings.backups))
     if not flags["quiet"]:
         from statestore.cli.output import note
 

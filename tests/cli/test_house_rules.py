@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from statestore import errors
 from statestore.cli import cli, exits
 from statestore.cli.rebuild import command as rebuild_positions
+from statestore.disk.store import StateStore
 
 
 def commands(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
@@ -88,6 +90,23 @@ def test_an_interrupt_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as stopped:
         exits.run(interrupted)
     assert stopped.value.code == 130
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_reader_that_went_away_is_no_success(closed: str, state_store: StateStore) -> None:
+    state_store.save({"positions": {f"A{n}-USD": {"quantity": n} for n in range(5000)}})
+    read, write = os.pipe()
+    os.close(read)
+    streams: dict[str, int] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    streams[closed] = write
+    ran = subprocess.run(
+        [sys.executable, "-m", "statestore", "show", "--state", state_store.path],
+        check=False,
+        **streams,  # type: ignore[call-overload]
+    )
+    os.close(write)
+
+    assert ran.returncode == exits.INTERRUPTED
 
 
 def test_two_names_are_one_command() -> None:

@@ -1,0 +1,62 @@
+"""``statestore diff``: what differs between two versions of the state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from statestore.cli.differences import show_differences
+from statestore.cli.exits import EPILOG, UNPROVEN
+from statestore.cli.options import backup_dir_option, state_option
+from statestore.cli.output import note, print_json
+from statestore.cli.versions import path_of
+from statestore.config import load_settings, places
+from statestore.disk.codec import Document
+from statestore.disk.history import differences, read_document
+from statestore.disk.store import StateStore
+
+
+@click.command("diff", epilog=EPILOG)
+@click.argument("before", metavar="[A]", default=".bak")
+@click.argument("after", metavar="[B]", default="state")
+@state_option
+@backup_dir_option
+@click.option("--exit-code", is_flag=True, help="Exit 3 when they differ.")
+def command(
+    before: str, after: str, state: Path | None, backup_dir: Path | None, exit_code: bool
+) -> int:
+    """Show what changed from A to B, per position and per section. Reads only.
+
+    Each is a revision, a time (the newest version saved at or before it), a file, ".bak" or
+    "state". Without any: from .bak to the state. Numbers are compared by value. A file whose
+    checksum is wrong is compared as well, to show what was edited.
+    """
+    where = places(load_settings(), state=state, backup_dir=backup_dir)
+    store = StateStore(where.state, backup_dir=where.backup_dir)
+    paths = path_of(store, before), path_of(store, after)
+    old, new = (read_document(path) for path in paths)
+    for path, document in zip(paths, (old, new), strict=True):
+        if document.why:
+            note(f"Warning: {path} {document.why}")
+    report = differences(old, new)
+    show_differences(report, *map(_named, paths, (old, new)))
+    print_json({"before": _about(paths[0], old), "after": _about(paths[1], new), **report})
+    return UNPROVEN if exit_code and report["different"] else 0
+
+
+def _named(path: Path, document: Document) -> str:
+    return f"{path} (revision {document.revision})"
+
+
+def _about(path: Path, document: Document) -> dict[str, Any]:
+    meta = document.meta
+    return {
+        "path": str(path),
+        "revision": document.revision,
+        "saved_at": meta.saved_at if meta else None,
+        "saved_for": meta.reason if meta else None,
+        "sha256": document.identity,
+        "why": document.why,
+    }

@@ -1,0 +1,100 @@
+"""``statestore check``: what stands around a state, and who holds it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from statestore.disk.store import StateStore
+from tests.cli.conftest import Run
+from tests.cli.test_rebuild_apply import snapshot
+
+
+@pytest.fixture
+def state(state_file: Path) -> Path:
+    StateStore(state_file).save({"positions": {}})
+    return state_file
+
+
+def test_what_killed_writers_left_is_told(statestore: Run, state: Path) -> None:
+    backup = StateStore(state).backup()
+    left = [state.with_name(f".state.json{end}") for end in (".tmp", ".bak.tmp")]
+    left.append(backup.with_name(backup.name.replace("-r1-", "-r2-") + ".tmp"))
+    for path in left:
+        path.write_bytes(b"{")
+    before = snapshot(state.parent)
+    ran = statestore("check", "--state", state)
+
+    assert ran.code == 0
+    assert sorted(ran.json["leftovers"]) == sorted(map(str, left))
+    for path in left:
+        assert f"{path} was left by a writer that was killed" in ran.err
+    assert snapshot(state.parent) == before
+
+
+def test_what_was_moved_aside_is_told(statestore: Run, state: Path) -> None:
+    aside = state.with_name(".state.json.corrupt-20251120T100000.000000Z")
+    aside.write_bytes(b"{")
+    ran = statestore("check", "--state", state)
+
+    assert ran.code == 0
+    assert ran.json["quarantined"] == [str(aside)]
+    assert f"{aside} was damaged and moved aside" in ran.err
+
+
+def test_a_good_state_alone_is_nothing_to_remark_on(statestore: Run, state: Path) -> None:
+    ran = statestore("check", "--state", state)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert (ran.json["lock_holder"], ran.json["lease"]) == (None, None)
+
+
+def test_a_bot_that_runs_is_named(statestore: Run, state: Path) -> None:
+    with StateStore(state).lease():
+        ran = statestore("check", "--state", state)
+        lease = ran.json["lease"]
+
+        assert (lease["pid"], lease["host"]) == (os.getpid(), os.uname().nodename)
+        assert f"process {os.getpid()} on {lease['host']} since {lease['since']}" in ran.err
+    assert statestore("check", "--state", state).json["lease"] is None
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not tell")
+def test_a_process_that_hangs_in_a_save_is_named(statestore: Run, state: Path) -> None:
+    program = (
+        "import sys\n"
+        "from statestore import StateStore\n"
+        f"with StateStore({str(state)!r}).transaction():\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        state.with_name(".state.json.tmp").write_bytes(b"{")
+        ran = statestore("check", "--state", state)
+        holder.kill()
+    state.with_name(".state.json.tmp").unlink()
+
+    if ran.json["lock_holder"] is None:
+        pytest.skip("this system does not tell who holds a lock")
+    assert ran.json["lock_holder"] == holder.pid
+    assert f"process {holder.pid} on {os.uname().nodename} holds the lock" in ran.err
+    assert ran.json["leftovers"] == [], "what a writer at work has there is no leftover"
+    assert statestore("check", "--state", state).json["lock_holder"] is None
+
+
+def test_a_damaged_backup_is_exit_8(statestore: Run, state: Path) -> None:
+    backup = StateStore(state).backup()
+    backup.write_bytes(b"{")
+    ran = statestore("check", "--state", state)
+
+    assert ran.code == 8
+    assert str(backup) in ran.err
+    assert ran.json["ok"] is False
