@@ -64,8 +64,11 @@ HEAD_BYTES = 128
 
 _PLAIN = frozenset({str, int, bool, NoneType})
 _SCALARS = _PLAIN | {float}
-# Of a longer snapshot only the hash is remembered: a state may be large, and memory is not free.
+# Memory is not free: of a longer snapshot only the hash is remembered, and of a section whose text
+# is longer nothing, since to examine its snapshot would mean to have it twice.
 _LONG_SNAPSHOT = 1 << 18
+_LONG_TEXT = 1 << 22
+_TOO_LONG: tuple[object, None] = (object(), None)
 
 _NOTHING: tuple[object, None] = (None, None)
 
@@ -110,47 +113,16 @@ class Meta(msgspec.Struct, frozen=True):
     sha256: str = ""
 
 
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A value that is certain to be writable, encoded.
+    """A value that is certain to be writable, as the text that goes into a file."""
 
-    Held in one of two forms: compact as it was encoded, then as the text that goes into the file.
-    """
-
-    __slots__ = ("_compact", "_text", "decimals")
-
-    def __init__(self, compact: bytes, decimals: bool) -> None:
-        self._compact: bytes | None = compact
-        self._text: bytes | None = None
-        self.decimals = decimals
-
-    # Threads may share a section: a form is read before it is judged, and the new one is set
-    # before the old one goes.
+    text: bytes
+    decimals: bool
 
     @property
     def compact(self) -> bytes:
-        compact = self._compact
-        return msgspec.json.format(self.text, indent=-1) if compact is None else compact
-
-    @property
-    def text(self) -> bytes:
-        """The value as it stands in a file: two-space indent, one level deep."""
-        compact, text = self._compact, self._text
-        if text is None:
-            if compact is None:
-                return self.text  # another thread was here in between
-            text = self._text = _indented(compact)
-            self._compact = None
-        return text
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Section):
-            return NotImplemented
-        return (self.compact, self.decimals) == (other.compact, other.decimals)
-
-    __hash__ = None  # type: ignore[assignment]  # compared by value
-
-    def __repr__(self) -> str:
-        return f"Section({self.compact!r}, {self.decimals})"
+        return msgspec.json.format(self.text, indent=-1)
 
 
 # By key: a scalar itself, or what tells two values apart (a snapshot by `marshal`, or its hash);
@@ -189,7 +161,7 @@ class Document:
         if raw == section.text:
             return True
         decode = _decode_decimal if section.decimals else _decode_float
-        return _encode(decode(raw)) == section.compact
+        return _text(decode(raw)) == section.text
 
 
 # Reading
@@ -382,12 +354,12 @@ def _opening(key: str) -> bytes:
     return b",\n  " + _encode(key) + b": "
 
 
-def _indented(compact: bytes) -> bytes:
-    """Return a value as it stands one level deep."""
-    if compact[:1] not in (b"{", b"["):
-        return compact
-    # Formatted inside an object, which is taken off again: a second pass to indent costs more.
-    inside = msgspec.json.format(b"".join((b'{"":', compact, b"}")), indent=2)
+def _text(value: object) -> bytes:
+    """Return a value as it stands in a file: two-space indent, one level deep."""
+    if type(value) in _SCALARS:
+        return _encode(value)
+    # Inside an object, which is taken off again: a second pass to indent would cost more.
+    inside = msgspec.json.format(_encode({"": value}), indent=2)
     return inside[len(b'{\n  "": ') : -len(b"\n}")]
 
 
@@ -395,7 +367,7 @@ def _section(key: str, value: object, path: Path) -> Section:
     try:
         decimals = _examine_value(value, MAX_DEPTH - 1)
         _encode(key)
-        return Section(_encode(value), decimals)
+        return Section(_text(value), decimals)
     except _Refused as refused:
         raise _invalid(path, [*refused.steps, key], str(refused)) from None
     except (UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
@@ -417,17 +389,22 @@ def _section_again(key: str, value: object, path: Path, remembered: Remembered) 
         return section
     if kind is not dict and kind is not list:
         return _section(key, value, path)
+    former, known = remembered.get(key, _NOTHING)
+    if former is _TOO_LONG[0]:
+        section = _section(key, value, path)
+        if len(section.text) <= _LONG_TEXT:
+            remembered.pop(key, None)
+        return section
     try:
         snapshot = marshal.dumps(value)  # type: ignore[arg-type]  # what it refuses is handled
     except ValueError:  # a Decimal, a subclass, or something to be refused
         return _section(key, value, path)
     long = len(snapshot) > _LONG_SNAPSHOT
     mark = hashlib.sha256(snapshot).digest() if long else snapshot
-    former, known = remembered.get(key, _NOTHING)
     if former != mark:
         del snapshot  # it may be large, and is not needed any longer
         section = _section(key, value, path)
-        remembered[key] = mark, None
+        remembered[key] = _TOO_LONG if len(section.text) > _LONG_TEXT else (mark, None)
         return section
     if known is None:
         known = _section(key, marshal.loads(snapshot), path)
