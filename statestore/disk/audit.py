@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
@@ -29,14 +30,18 @@ from typing import Any
 
 from statestore import times
 from statestore.disk import durable
-from statestore.errors import AuditBroken, SaveFailed, StateInvalid
+from statestore.disk.locks import flock_holder
+from statestore.errors import AuditBroken, SaveFailed, StateInvalid, StateLocked
 
 logger = logging.getLogger(__name__)
 
 FIRST = "0" * 64
 
+LOCK_TIMEOUT_SECONDS = 10.0
+
 _OWN_KEYS = ("at", "prev")
 _BLOCK = 1 << 16
+_POLL_SECONDS = 0.002
 
 
 class AuditLog:
@@ -56,17 +61,22 @@ class AuditLog:
 
         Raises:
             StateInvalid: the record cannot be written as JSON, or has a key of ours.
+            StateLocked: another process holds the file for longer than `LOCK_TIMEOUT_SECONDS`.
             SaveFailed: the system refused; the file ends with the line before.
         """
         self._encode(record)
         durable.make_directory(self.path.parent)
         with self._exclusive() as descriptor:
+            # The line before may be of a process that was killed before it flushed it. Flushed
+            # now, it stays whole whatever becomes of the one after it.
+            os.fsync(descriptor)
             end, last = self._last_line(descriptor)
             prev = hashlib.sha256(last).hexdigest() if last else FIRST
             entry = {"at": times.format_instant(times.now()), **record, "prev": prev}
             self._write(descriptor, end, self._encode(entry, own=True))
-        if not last:
-            durable.flush_folder(self.path)
+        # Whoever made the file may have been killed before its name was on disk.
+        durable.flush_folder(self.path)
+        durable.flush_folders_above(self.path)
         return entry
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -102,8 +112,10 @@ class AuditLog:
         except FileNotFoundError:
             return
         with stream:
-            for number, line in enumerate(stream, start=1):
-                if line.endswith(b"\n"):
+            number, line = 0, stream.readline()
+            while line:
+                number, following = number + 1, stream.readline()
+                if following or _is_whole(line):
                     yield number, line
                 else:
                     # Never acknowledged: torn by a crash, or being written just now.
@@ -111,6 +123,7 @@ class AuditLog:
                         "audit file ends in an unfinished line",
                         extra={"path": str(self.path), "line": number},
                     )
+                line = following
 
     def _decode(self, number: int, line: bytes) -> dict[str, Any]:
         try:
@@ -147,25 +160,47 @@ class AuditLog:
             raise SaveFailed(self.path, "open the audit file", error) from error
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                self._lock(descriptor)
                 yield descriptor
             except OSError as error:
                 raise SaveFailed(self.path, "append", error, "nothing was recorded") from error
         finally:
-            os.close(descriptor)
+            durable.close_quietly(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+        while True:
+            with suppress(BlockingIOError):
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.monotonic() >= deadline:
+                pid = flock_holder(self.path)
+                raise StateLocked(
+                    self.path,
+                    f"{self.path} is locked by {f'process {pid}' if pid else 'another process'} "
+                    f"for longer than {LOCK_TIMEOUT_SECONDS:g} s; nothing was recorded: see what "
+                    "holds it",
+                )
+            time.sleep(_POLL_SECONDS)
 
     def _last_line(self, descriptor: int) -> tuple[int, bytes]:
         """Return where the whole lines end, and the last of them; what follows is moved aside."""
         size = os.fstat(descriptor).st_size
-        tail, start = b"", size
-        while start and tail.count(b"\n") < 2:
+        line, start = self._line_before(descriptor, size)
+        if line and not _is_whole(line):
+            self._move_aside(descriptor, line, start)
+            size = start
+            line, _ = self._line_before(descriptor, size)
+        return size, line
+
+    def _line_before(self, descriptor: int, end: int) -> tuple[bytes, int]:
+        """Return the last line before ``end``, finished or not, and where it starts."""
+        tail, start = b"", end
+        while start and b"\n" not in tail[:-1]:
             length = min(_BLOCK, start)
             start -= length
             tail = os.pread(descriptor, length, start) + tail
-        whole, newline, torn = tail.rpartition(b"\n")
-        if torn:
-            self._move_aside(descriptor, torn, size - len(torn))
-        return size - len(torn), whole.rpartition(b"\n")[2] + newline
+        cut = tail.rfind(b"\n", 0, max(len(tail) - 1, 0)) + 1
+        return tail[cut:], start + cut
 
     def _move_aside(self, descriptor: int, torn: bytes, end: int) -> None:
         aside = durable.quarantine_path(self.path)
@@ -186,6 +221,17 @@ class AuditLog:
             with suppress(OSError):
                 os.ftruncate(descriptor, end)
             raise
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return whether a line was written whole: a power cut may keep its end and lose the rest."""
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _exact(value: object) -> str:

@@ -63,6 +63,7 @@ class KillSwitch:
         try:
             descriptor = os.open(self.path, flags, durable.NEW_FILE_MODE)
         except FileExistsError:
+            self._flush_name()  # whoever made it may have been killed before that
             return False
         except OSError as error:
             raise SaveFailed(
@@ -76,8 +77,8 @@ class KillSwitch:
                 self.path, "fsync", error, "engaged, but a power cut may release it"
             ) from error
         finally:
-            os.close(descriptor)
-        durable.flush_folder(self.path)
+            durable.close_quietly(descriptor)
+        self._flush_name()
         return True
 
     def release(self) -> bool:
@@ -114,6 +115,10 @@ class KillSwitch:
         if isinstance(content, dict):
             return content
         return {"reason": text} if text else {}
+
+    def _flush_name(self) -> None:
+        durable.flush_folder(self.path)
+        durable.flush_folders_above(self.path)
 
     def _describe(self, descriptor: int, reason: str, by: str) -> None:
         content = {"reason": reason, "by": by, "at": times.format_instant(times.now())}

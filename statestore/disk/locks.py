@@ -273,12 +273,15 @@ class _OsLock:
         import filelock
 
         if self._descriptor is not None:
-            filelock.unlock_descriptor(self._descriptor)
+            try:
+                filelock.unlock_descriptor(self._descriptor)
+            except OSError:
+                self.close()  # which gives it back as well
 
     def close(self) -> None:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
-            os.close(descriptor)
+            durable.close_quietly(descriptor)
 
     def describe(self, holder: Mapping[str, Any]) -> None:
         """Write who holds the lock into its file; a full disk may keep that, not the lock."""

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -8,8 +9,9 @@ from decimal import Decimal
 
 import pytest
 
+from statestore.disk import audit
 from statestore.disk.audit import FIRST, AuditLog
-from statestore.errors import AuditBroken, SaveFailed, StateInvalid
+from statestore.errors import AuditBroken, SaveFailed, StateInvalid, StateLocked
 
 
 @pytest.fixture
@@ -132,3 +134,16 @@ def test_appenders_in_several_processes_keep_one_chain(log):
     assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
     assert log.verify() == 100
     assert len({json.loads(line)["prev"] for line in log.path.read_bytes().splitlines()}) == 100
+
+
+def test_a_file_that_another_process_keeps_locked_is_an_error_that_names_it(log, monkeypatch):
+    monkeypatch.setattr(audit, "LOCK_TIMEOUT_SECONDS", 0.05)
+    log.append({"n": 1})
+    with log.path.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+
+        with pytest.raises(StateLocked, match=f"process {os.getpid()} .*nothing was recorded"):
+            log.append({"n": 2})
+
+    log.append({"n": 3})
+    assert [entry["n"] for entry in log.entries()] == [1, 3]
