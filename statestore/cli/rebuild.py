@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +11,26 @@ import click
 from statestore.cli.exits import EPILOG, UNPROVEN, entry
 from statestore.cli.options import (
     FILE,
-    AssetAmount,
-    Hours,
-    Instant,
     allow_live_option,
     backup_dir_option,
     kill_switch_option,
-    once,
     state_option,
+)
+from statestore.cli.sources import (
+    accounting_options,
+    open_source,
+    progress,
+    rebuild_options,
+    set_up_logging,
+    source_options,
+    talk_options,
+    window_options,
 )
 from statestore.config import Places, Settings, load_settings, places
 from statestore.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from statestore.fills.sources import FillSource
-    from statestore.repair.plan import Warn
-    from statestore.repair.rebuild import Options, Proposal
+    from statestore.repair.rebuild import Proposal
 
 
 @click.command(
@@ -39,31 +38,13 @@ if TYPE_CHECKING:
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.option("--hours", type=Hours(), default="48", help="Lookback window, in hours.")
-@click.option("--since", type=Instant(), help="Start of the window, instead of --hours.")
-@click.option(
-    "--until",
-    type=Instant(),
-    help="End of the window, exclusive; the past is for previews.  [default: now]",
-)
-@click.option(
-    "--max-hours", type=Hours(), default="17520", help="Search no further back than this."
-)
+@window_options
 @state_option
 @click.option("--dry-run", is_flag=True, help="Show what would be written, write nothing.")
-@click.option("--fills", type=FILE, help="Read recorded fills, not the exchange: JSON or CSV.")
-@click.option("--balances", type=FILE, help="Recorded balances, for --fills.")
+@source_options
 @click.option("--save-fills", type=FILE, help="Keep the fills that were read, for --fills later.")
 @click.option("--audit-out", type=FILE, help="Write one JSON line per fill, with running quantity.")
-@click.option(
-    "--product", "products", multiple=True, help="Only the asset of this product. Repeatable."
-)
-@click.option(
-    "--method",
-    type=click.Choice(["average", "fifo", "lifo"]),
-    default="average",
-    help="Which units a sell takes.",
-)
+@accounting_options
 @click.option(
     "--key",
     "key_style",
@@ -72,32 +53,17 @@ if TYPE_CHECKING:
     help="Key of a new entry: ETH-USD or ETH.",
 )
 @click.option(
-    "--reserve", type=AssetAmount(), multiple=True, help="Units that are not the bot's. Repeatable."
-)
-@click.option(
     "--adopt", multiple=True, metavar="ASSET", help="Take a held asset into the state. Repeatable."
-)
-@click.option(
-    "--assume-entry",
-    type=AssetAmount(),
-    multiple=True,
-    help="Cost per unit where no fill tells. Repeatable.",
 )
 @click.option("--accept-partial", is_flag=True, help="Write quantities whose cost is not proven.")
 @click.option("--skip-unproven", is_flag=True, help="Write the proven positions, leave the others.")
 @click.option("--strict-state", is_flag=True, help="Refuse a record the fills cannot explain.")
-@click.option("--key-file", type=FILE, help="API key file.  [default: $COINBASE_KEY_FILE]")
-@click.option("--base-url", metavar="HOST[:PORT]", help="Exchange.  [default: api.coinbase.com]")
-@click.option("--require-view-only", is_flag=True, help="Refuse a key that can trade or transfer.")
 @kill_switch_option
 @backup_dir_option
 @allow_live_option
 @click.option("--yes", is_flag=True, help="Do not ask before writing.")
 @click.option("--exit-code", is_flag=True, help="Exit 3 when a dry run finds differences.")
-@click.option(
-    "-v", "--verbose", count=True, show_default=False, help="Say more; twice for everything."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@talk_options
 def command(**flags: Any) -> int:
     """Rebuild the positions of a state file from exchange fills.
 
@@ -105,7 +71,7 @@ def command(**flags: Any) -> int:
     held and what it cost, and repairs the "positions" of the state file. Everything it cannot prove
     is left alone and named. --dry-run prints the plan as JSON and writes nothing.
     """
-    _set_up_logging(flags["verbose"])
+    set_up_logging(flags["verbose"])
     settings = load_settings()
     where = places(
         settings,
@@ -113,15 +79,21 @@ def command(**flags: Any) -> int:
         kill_switch=flags["kill_switch"],
         backup_dir=flags["backup_dir"],
     )
-    options = _options(flags, settings)
+    options = rebuild_options(flags, settings)
     _refuse_targets(flags, where)
     from statestore.disk.store import StateStore
     from statestore.repair.rebuild import propose, refuse_unproven
 
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    with _progress(flags["quiet"]) as on_page:
-        source, portfolio, warnings = _source(flags, settings, on_page)
-        proposal = propose(store, source, options, portfolio=portfolio, warnings=warnings)
+    with progress(flags["quiet"]) as on_page:
+        opened = open_source(flags, settings, on_page)
+        proposal = propose(
+            store,
+            opened.source,
+            options,
+            portfolio=opened.portfolio,
+            warnings=opened.warnings,
+        )
     _keep(flags, proposal)
     if not flags["quiet"]:
         from statestore.cli.output import show_plan
@@ -137,48 +109,6 @@ def command(**flags: Any) -> int:
 
 
 main = entry(command)
-
-
-def _options(flags: dict[str, Any], settings: Settings) -> Options:
-    from statestore.model import Method
-    from statestore.repair.rebuild import Options
-
-    if flags["balances"] and not flags["fills"]:
-        raise UsageError("--balances goes with --fills; live balances are read from the exchange")
-    return Options(
-        hours=flags["hours"],
-        since=flags["since"],
-        until=flags["until"],
-        max_hours=flags["max_hours"],
-        method=Method(flags["method"]),
-        products=frozenset(product.upper() for product in flags["products"]),
-        key_style=flags["key_style"],
-        accept_partial=flags["accept_partial"],
-        strict_state=flags["strict_state"],
-        reserve={**settings.reserve, **once(flags["reserve"], "--reserve")},
-        adopt=frozenset(asset.upper() for asset in flags["adopt"]),
-        assume_entry=once(flags["assume_entry"], "--assume-entry"),
-    )
-
-
-def _source(
-    flags: dict[str, Any], settings: Settings, on_page: Callable[[int, int], None] | None
-) -> tuple[FillSource, str | None, list[Warn]]:
-    if flags["fills"]:
-        from statestore.fills.sources.recorded import RecordedFills
-
-        return RecordedFills(flags["fills"], flags["balances"]), None, []
-    from statestore.fills.sources.coinbase import CoinbaseSource, read_credentials
-    from statestore.repair.rebuild import check_permissions
-
-    key_file = flags["key_file"] or settings.key_file
-    credentials = read_credentials(key_file, settings.api_key, settings.api_secret)
-    source = CoinbaseSource(
-        credentials, base_url=flags["base_url"] or settings.base_url, on_page=on_page
-    )
-    allowed = source.permissions()
-    warnings = check_permissions(allowed, require_view_only=flags["require_view_only"])
-    return source, allowed.portfolio_id, warnings
 
 
 def _apply(
@@ -257,35 +187,3 @@ def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
         if target is not None and target.resolve() in known:
             name = option.replace("_", "-")
             raise UsageError(f"--{name} {target} would overwrite it; name another file")
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("Reading the exchange") as status:
-        yield lambda pages, rows: status.update(f"Reading fills: {rows} in {pages} page(s)")
-
-
-class _WithFields(logging.Formatter):
-    """The constant message, then its fields."""
-
-    _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {name: value for name, value in vars(record).items() if name not in self._own}
-        return " ".join([super().format(record), *(f"{n}={v!r}" for n, v in fields.items())])
-
-
-def _set_up_logging(verbose: int) -> None:
-    """Warnings of a rebuild are part of its result; the log is for whoever asks for more."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_WithFields("%(levelname)s %(name)s: %(message)s"))
-    for name in ("statestore", "stamina"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel((logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)])
-        logger.propagate = False

@@ -1,0 +1,208 @@
+"""Where a command reads fills from, over which window, and how they are accounted: once for all."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from statestore.cli.options import FILE, AssetAmount, Hours, Instant, once
+from statestore.errors import UsageError
+
+if TYPE_CHECKING:
+    from statestore.config import Settings
+    from statestore.fills.sources import FillSource
+    from statestore.repair.plan import Warn
+    from statestore.repair.rebuild import Options
+
+Flags = dict[str, Any]
+Command = Callable[..., Any]
+
+
+def window_options(command: Command) -> Command:
+    """``--hours --since --until --max-hours``."""
+    return _all(
+        command,
+        click.option("--hours", type=Hours(), default="48", help="Lookback window, in hours."),
+        click.option("--since", type=Instant(), help="Start of the window, instead of --hours."),
+        click.option(
+            "--until",
+            type=Instant(),
+            help="End of the window, exclusive; the past is for previews.  [default: now]",
+        ),
+        click.option(
+            "--max-hours", type=Hours(), default="17520", help="Search no further back than this."
+        ),
+    )
+
+
+def source_options(command: Command) -> Command:
+    """``--fills --balances --key-file --base-url --require-view-only``."""
+    return _all(
+        command,
+        click.option(
+            "--fills", type=FILE, help="Read recorded fills, not the exchange: JSON or CSV."
+        ),
+        click.option("--balances", type=FILE, help="Recorded balances, for --fills."),
+        click.option("--key-file", type=FILE, help="API key file.  [default: $COINBASE_KEY_FILE]"),
+        click.option(
+            "--base-url", metavar="HOST[:PORT]", help="Exchange.  [default: api.coinbase.com]"
+        ),
+        click.option(
+            "--require-view-only", is_flag=True, help="Refuse a key that can trade or transfer."
+        ),
+    )
+
+
+def accounting_options(command: Command) -> Command:
+    """``--product --method --reserve --assume-entry``."""
+    return _all(
+        command,
+        click.option(
+            "--product",
+            "products",
+            multiple=True,
+            help="Only the asset of this product. Repeatable.",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(["average", "fifo", "lifo"]),
+            default="average",
+            help="Which units a sell takes.",
+        ),
+        click.option(
+            "--reserve",
+            type=AssetAmount(),
+            multiple=True,
+            help="Units that are not the bot's. Repeatable.",
+        ),
+        click.option(
+            "--assume-entry",
+            type=AssetAmount(),
+            multiple=True,
+            help="Cost per unit where no fill tells. Repeatable.",
+        ),
+    )
+
+
+def talk_options(command: Command) -> Command:
+    """``--verbose --quiet``; see `set_up_logging` and `progress`."""
+    return _all(
+        command,
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Say more; twice for everything.",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+    )
+
+
+def _all(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def rebuild_options(flags: Flags, settings: Settings) -> Options:
+    """Return what the flags ask of a rebuild; options that a command does not have are off."""
+    from statestore.model import Method
+    from statestore.repair.rebuild import Options
+
+    if flags["balances"] and not flags["fills"]:
+        raise UsageError("--balances goes with --fills; live balances are read from the exchange")
+    return Options(
+        hours=flags["hours"],
+        since=flags["since"],
+        until=flags["until"],
+        max_hours=flags["max_hours"],
+        method=Method(flags["method"]),
+        products=frozenset(product.upper() for product in flags["products"]),
+        key_style=flags.get("key_style", "product"),
+        accept_partial=flags.get("accept_partial", False),
+        strict_state=flags.get("strict_state", False),
+        reserve={**settings.reserve, **once(flags["reserve"], "--reserve")},
+        adopt=frozenset(asset.upper() for asset in flags.get("adopt", ())),
+        assume_entry=once(flags["assume_entry"], "--assume-entry"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source that answers, and what is known of the key.
+
+    Attributes:
+        portfolio: the exchange portfolio the key is bound to, None offline.
+        warnings: what the key may do beyond reading.
+    """
+
+    source: FillSource
+    portfolio: str | None
+    warnings: list[Warn]
+
+
+OnPage = Callable[[int, int], None]
+
+
+def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None) -> Opened:
+    """Return the source that the flags and settings name.
+
+    Raises:
+        CredentialsError: there are none, they are refused, or they allow more than they may.
+        SourceError: the exchange cannot be asked, or the file is none of fills.
+    """
+    if flags["fills"]:
+        from statestore.fills.sources.recorded import RecordedFills
+
+        return Opened(RecordedFills(flags["fills"], flags["balances"]), None, [])
+    from statestore.fills.sources.coinbase import CoinbaseSource, read_credentials
+    from statestore.repair.rebuild import check_permissions
+
+    key_file = flags["key_file"] or settings.key_file
+    credentials = read_credentials(key_file, settings.api_key, settings.api_secret)
+    source = CoinbaseSource(
+        credentials, base_url=flags["base_url"] or settings.base_url, on_page=on_page
+    )
+    allowed = source.permissions()
+    warnings = check_permissions(allowed, require_view_only=flags["require_view_only"])
+    return Opened(source, allowed.portfolio_id, warnings)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[OnPage | None]:
+    """Show on a terminal how far the reading is; give what `open_source` tells it by."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("Reading the exchange") as status:
+        yield lambda pages, rows: status.update(f"Reading fills: {rows} in {pages} page(s)")
+
+
+class _WithFields(logging.Formatter):
+    """The constant message, then its fields."""
+
+    _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {name: value for name, value in vars(record).items() if name not in self._own}
+        return " ".join([super().format(record), *(f"{n}={v!r}" for n, v in fields.items())])
+
+
+def set_up_logging(verbose: int) -> None:
+    """Warnings of a rebuild are part of its result; the log is for whoever asks for more."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithFields("%(levelname)s %(name)s: %(message)s"))
+    for name in ("statestore", "stamina"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel((logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+        logger.propagate = False
