@@ -21,7 +21,8 @@
     |   |-- ExchangeError           unreachable, or it answered with an error
     |   |-- IncompleteRead          the answer is known to be partial
     |   `-- RecordedFileError       a file of recorded fills or balances is not understood
-    `-- RebuildRefused              a position is not proven, so nothing is written
+    |-- RebuildRefused              a position is not proven, so nothing is written
+    `-- PlanStale                   what a saved plan was made from has changed
 
 A message names the file or the fill, what was found, what was expected, and what to do next. No
 message carries a credential or a whole payload.
@@ -165,3 +166,7 @@ class RecordedFileError(SourceError):
 
 class RebuildRefused(StateStoreError):
     """At least one position in scope is not proven, so nothing was written."""
+
+
+class PlanStale(StateStoreError):
+    """What a saved plan was made from has changed since, so it is not applied."""

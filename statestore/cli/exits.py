@@ -24,7 +24,7 @@ MEANINGS = {
     6: "kill switch not engaged",
     7: "locked, or another bot holds the lease",
     8: "state missing, corrupt or invalid; or it could not be written",
-    9: "state changed since it was read",
+    9: "state changed since it was read, or a plan is stale",
     10: "database backend failed",
     130: "interrupted",
 }
@@ -39,6 +39,7 @@ CODES: tuple[tuple[type[errors.StateStoreError], int], ...] = (
     (errors.KillSwitchNotEngaged, 6),
     (errors.StateLocked, 7),
     (errors.RevisionConflict, 9),
+    (errors.PlanStale, 9),
     (errors.StateError, 8),
 )
 

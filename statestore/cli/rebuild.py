@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from statestore.cli.exits import EPILOG, UNPROVEN, entry
 from statestore.cli.options import (
@@ -30,7 +31,10 @@ from statestore.config import Places, Settings, load_settings, places
 from statestore.errors import UsageError
 
 if TYPE_CHECKING:
-    from statestore.repair.rebuild import Proposal
+    from statestore.cli.sources import OnPage
+    from statestore.disk.store import StateStore
+    from statestore.repair.planfile import SavedPlan
+    from statestore.repair.rebuild import Options, Proposal
 
 
 @click.command(
@@ -41,6 +45,14 @@ if TYPE_CHECKING:
 @window_options
 @state_option
 @click.option("--dry-run", is_flag=True, help="Show what would be written, write nothing.")
+@click.option("--out", type=FILE, help="Keep the plan, with its proof, for --apply. A dry run.")
+@click.option(
+    "--apply",
+    "plan_path",
+    metavar="PLAN",
+    type=FILE,
+    help="Write exactly this plan, if nothing has changed since.",
+)
 @source_options
 @click.option("--save-fills", type=FILE, help="Keep the fills that were read, for --fills later.")
 @click.option("--audit-out", type=FILE, help="Write one JSON line per fill, with running quantity.")
@@ -73,46 +85,111 @@ def command(**flags: Any) -> int:
     """
     set_up_logging(flags["verbose"])
     settings = load_settings()
+    saved = _saved_plan(flags)
     where = places(
         settings,
-        state=flags["state"],
+        state=flags["state"] or (saved.state_path if saved else None),
         kill_switch=flags["kill_switch"],
         backup_dir=flags["backup_dir"],
     )
-    options = rebuild_options(flags, settings)
+    options = saved.options if saved else rebuild_options(flags, settings)
     _refuse_targets(flags, where)
     from statestore.disk.store import StateStore
-    from statestore.repair.rebuild import propose, refuse_unproven
+    from statestore.repair.rebuild import refuse_unproven
 
     store = StateStore(where.state, backup_dir=where.backup_dir)
     with progress(flags["quiet"]) as on_page:
+        proposal = _propose(store, flags, settings, options, saved, on_page)
+    _keep(flags, proposal)
+    if not flags["quiet"]:
+        from statestore.cli.output import show_plan
+
+        show_plan(proposal.plan)
+    if flags["dry_run"] or flags["out"]:
+        if flags["out"] and not flags["quiet"]:
+            from statestore.cli.output import note
+
+            note(f"Kept the plan: 'rebuild_positions --apply {flags['out']}' writes exactly it.")
+        _print(proposal, store.path, dry_run=True)
+        plan = proposal.plan
+        differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
+        return UNPROVEN if flags["exit_code"] and differs else 0
+    refuse_unproven(proposal.plan, skip_unproven=flags["skip_unproven"])
+    return _apply(store, proposal, where, settings, flags, saved)
+
+
+main = entry(command)
+
+# What a plan has settled already.
+_WINDOW = ("hours", "since", "until", "max_hours")
+_RULES = ("products", "method", "key_style", "reserve", "adopt", "assume_entry")
+_SETTLED = ("out", *_WINDOW, *_RULES, "accept_partial", "strict_state")
+
+
+def _saved_plan(flags: dict[str, Any]) -> SavedPlan | None:
+    """Return the plan to apply, if one is named; it says which state and which files are meant."""
+    path = flags["plan_path"]
+    if path is None:
+        return None
+    from statestore.repair.planfile import load_plan
+
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        if parameter.name in _SETTLED and given is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{parameter.opts[0]} does not go with --apply: the plan has settled that; "
+                "make another plan (--out)"
+            )
+    saved = load_plan(path, flags["state"])
+    if not flags["fills"]:
+        flags.update(fills=saved.recorded.get("fills"), balances=saved.recorded.get("balances"))
+    return saved
+
+
+def _propose(
+    store: StateStore,
+    flags: dict[str, Any],
+    settings: Settings,
+    options: Options,
+    saved: SavedPlan | None,
+    on_page: OnPage | None,
+) -> Proposal:
+    """Return what is to be written; with a plan, that plan or an error."""
+    from statestore.repair.rebuild import propose
+
+    if saved is None:
         opened = open_source(flags, settings, on_page)
-        proposal = propose(
+        return propose(
             store,
             opened.source,
             options,
             portfolio=opened.portfolio,
             warnings=opened.warnings,
         )
-    _keep(flags, proposal)
-    if not flags["quiet"]:
-        from statestore.cli.output import show_plan
+    from statestore.repair.planfile import AsPlanned, require_same, require_state
 
-        show_plan(proposal.plan)
-    if flags["dry_run"]:
-        _print(proposal, store.path, dry_run=True)
-        plan = proposal.plan
-        differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
-        return UNPROVEN if flags["exit_code"] and differs else 0
-    refuse_unproven(proposal.plan, skip_unproven=flags["skip_unproven"])
-    return _apply(store, proposal, where, settings, flags)
-
-
-main = entry(command)
+    require_state(saved, store.load(missing_ok=False).meta)  # before anything is asked for
+    opened = open_source(flags, settings, on_page)
+    proposal = propose(
+        store,
+        AsPlanned(opened.source, saved),
+        options,
+        window=saved.window,
+        portfolio=opened.portfolio,
+        warnings=opened.warnings,
+    )
+    require_same(saved, proposal)
+    return proposal
 
 
 def _apply(
-    store: Any, proposal: Proposal, where: Places, settings: Settings, flags: dict[str, Any]
+    store: StateStore,
+    proposal: Proposal,
+    where: Places,
+    settings: Settings,
+    flags: dict[str, Any],
+    saved: SavedPlan | None,
 ) -> int:
     from statestore.disk.audit import AuditLog
     from statestore.disk.backups import Retention
@@ -129,6 +206,7 @@ def _apply(
         AuditLog(where.audit_file),
         skip_unproven=flags["skip_unproven"],
         allow_live=flags["allow_live"],
+        plan_sha256=saved.sha256 if saved else None,
     )
     if applied.backup is not None:
         store.backups.prune(Retention(**settings.backups))
@@ -142,7 +220,8 @@ def _apply(
         else:
             note(
                 f"Wrote revision {applied.revision} of {store.path}. "
-                f"Former state: {applied.backup} and {store.backup_path}."
+                f"Former state: {applied.backup} and {store.backup_path}; "
+                "'statestore undo' puts it back."
             )
     _print(proposal, store.path, dry_run=False, applied=applied)
     return 0
@@ -160,29 +239,35 @@ def _print(proposal: Proposal, path: Path, *, dry_run: bool, applied: Any = None
 
 def _keep(flags: dict[str, Any], proposal: Proposal) -> None:
     """Write the files that were asked for by name, dry run or not."""
-    if not (flags["save_fills"] or flags["audit_out"]):
+    if not (flags["save_fills"] or flags["audit_out"] or flags["out"]):
         return
     from statestore.disk.codec import to_json
     from statestore.disk.durable import replace_file
     from statestore.repair.rebuild import fill_trail
 
     if flags["save_fills"]:
-        rows = [to_json(row.payload) for batch in proposal.batches for row in batch.rows]
+        rows = [to_json(row.payload) for batch in proposal.reading.batches for row in batch.rows]
         # Reads overlap; but two rows of one id that differ are a conflict, and stay one.
         listed = b",\n".join(dict.fromkeys(rows))
         replace_file(flags["save_fills"], b'{"fills": [\n' + listed + b'\n], "cursor": ""}\n')
     if flags["audit_out"]:
         lines = [to_json(line, indent=None) + b"\n" for line in fill_trail(proposal.plan)]
         replace_file(flags["audit_out"], b"".join(lines))
+    if flags["out"]:
+        from statestore.repair.planfile import plan_file
+
+        recorded = {"fills": flags["fills"], "balances": flags["balances"]}
+        replace_file(flags["out"], plan_file(proposal, recorded))
 
 
 def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
     """A file that is asked for by name must not replace one that matters."""
     state = where.state
     precious = [state, where.kill_switch, where.audit_file, flags["fills"], flags["balances"]]
+    precious.append(flags["plan_path"])
     precious += [state.with_name(state.name + suffix) for suffix in (".bak", ".lock", ".lease")]
     known = {path.resolve() for path in precious if path is not None}
-    for option in ("save_fills", "audit_out"):
+    for option in ("save_fills", "audit_out", "out"):
         target = flags[option]
         if target is not None and target.resolve() in known:
             name = option.replace("_", "-")

@@ -28,7 +28,7 @@ ALL_HISTORY_HOURS = Decimal(17_520)
 class Window:
     """``[since, until)`` as asked for, and how far back was searched.
 
-    ``until`` None is the present; ``read_at`` says when that was.
+    ``until`` None is the present; ``read_at`` says when the reading began.
     """
 
     since: int
@@ -132,7 +132,6 @@ def read_steadily(source: FillSource, window: Window) -> Reading:
     """Read balances, fills, balances; again while a balance of a filled asset moved meanwhile."""
     for _ in range(ATTEMPTS):
         before = source.balances()
-        window = replace(window, read_at=now())
         batch = source.fills(window.since, None)
         after = source.balances() if before is not None else None
         moved = _moved(before, after)

@@ -35,7 +35,7 @@ from statestore.errors import (
 from statestore.fills.coverage import Finding, Question, Recorded, explain
 from statestore.fills.replay import Movement, movements_of
 from statestore.fills.sources import FillSource
-from statestore.model import Batch, KeyPermissions, Method, Product, Side, Status, settled_in
+from statestore.model import KeyPermissions, Method, Product, Side, Status, settled_in
 from statestore.repair.marks import CASH, dust_of, increment_of, products_needed
 from statestore.repair.notes import notes
 from statestore.repair.plan import (
@@ -53,6 +53,7 @@ from statestore.repair.reading import (
     ALL_HISTORY_HOURS,
     ATTEMPTS,
     Reading,
+    Window,
     read_older,
     read_steadily,
     window_of,
@@ -95,13 +96,16 @@ class Proposal:
     Attributes:
         state: as it was read; `apply` writes onto this one only.
         positions: its positions section.
-        batches: every fill row that was read.
+        reading: balances and fills, as far back as was searched.
+        products: what the exchange said of the products in question.
     """
 
     plan: Plan
     state: State
     positions: Mapping[str, Any]
-    batches: tuple[Batch, ...]
+    reading: Reading
+    products: Mapping[str, Product]
+    options: Options
 
 
 def propose(
@@ -109,12 +113,14 @@ def propose(
     source: FillSource,
     options: Options,
     *,
+    window: Window | None = None,
     portfolio: str | None = None,
     warnings: Sequence[Warn] = (),
 ) -> Proposal:
     """Read the state, balances and fills, and return what a rebuild would write. Writes nothing.
 
     Args:
+        window: of an earlier proposal, to make it again; None for what the options ask for.
         portfolio: the exchange portfolio the key is bound to, for the report.
         warnings: what is known to be amiss already.
 
@@ -123,7 +129,7 @@ def propose(
         SourceError: fills or balances could not be read whole.
         UsageError: options that cannot be.
     """
-    window = window_of(options.since, options.until, options.hours)
+    window = window or window_of(options.since, options.until, options.hours)
     state = store.load(numbers="decimal", missing_ok=False)
     records = _records(store.path, state)
     reading = read_steadily(source, window)
@@ -152,7 +158,7 @@ def propose(
         warnings=(*warnings, *found),
         unmanaged=_unmanaged(reading, scope, options),
     )
-    return Proposal(plan, state, records.entries.by_key, search.reading.batches)
+    return Proposal(plan, state, records.entries.by_key, search.reading, search.products, options)
 
 
 def check_permissions(allowed: KeyPermissions, *, require_view_only: bool) -> list[Warn]:
@@ -221,8 +227,12 @@ def apply(
     *,
     skip_unproven: bool = False,
     allow_live: bool = False,
+    plan_sha256: str | None = None,
 ) -> Applied:
     """Write exactly the proposal: backup, save, read back, audit. All of it or nothing.
+
+    Args:
+        plan_sha256: of the plan file it was kept in, for the audit line.
 
     Raises:
         RebuildRefused: something in scope is not proven.
@@ -249,6 +259,7 @@ def apply(
             "revision_before": meta.revision,
             "sha256_before": meta.sha256,
             "backup": str(backup),
+            **({} if plan_sha256 is None else {"plan_sha256": plan_sha256}),
             **_audited(proposal.plan),
         },
     )

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from statestore.cli import cli, exits
 from statestore.cli.rebuild import command as rebuild_positions
+from statestore.simulated import SimulatedExchange
 
 
 @dataclass
@@ -109,3 +111,30 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
         init(self, *args, wait_initial=0.001, wait_max=0.001, **kwargs)
 
     monkeypatch.setattr(CoinbaseSource, "__init__", without_waiting)
+
+
+@pytest.fixture
+def exchange(
+    fake_exchange: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
+) -> SimulatedExchange:
+    """Three positions, all of their fills within five hours, a key; and a stranger (ADA)."""
+    for name, value in fake_exchange.environment().items():
+        monkeypatch.setenv(name, value)
+    start = (datetime.now(UTC) - timedelta(hours=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    fake_exchange.add_fills(
+        "BUY .010 BTC-USD @ 60000 fee 3.60",
+        "BUY .020 BTC-USD @ 63000 fee 7.56",
+        "SELL .012 BTC-USD @ 65000 fee 4.68",
+        "BUY 2.6399716828 ETH-USD @ 2975.32 fee 0.0316796601936 quote",
+        "BUY 100 DOGE-USDC @ 0.2",
+        start=start,
+    )
+    fake_exchange.set_balance("BTC", "0.008", "0.010")
+    fake_exchange.set_balance("ETH", "0.00088729")
+    fake_exchange.set_balance("DOGE", "100")
+    fake_exchange.set_balance("ADA", "12")
+    fake_exchange.set_balance("USD", "500")
+    fake_exchange.set_product("BTC-USD", price="66000")
+    fake_exchange.set_product("ETH-USD", price="3000")
+    fake_exchange.set_product("DOGE-USDC", price="0.25", base_increment="0.1")
+    return fake_exchange

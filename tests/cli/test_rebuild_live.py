@@ -18,32 +18,6 @@ from tests.cli.conftest import Run
 STATE: dict[str, Any] = {"positions": {}, "open_orders": {"o1": {"side": "buy"}}}
 
 
-@pytest.fixture
-def exchange(
-    fake_exchange: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
-) -> SimulatedExchange:
-    for name, value in fake_exchange.environment().items():
-        monkeypatch.setenv(name, value)
-    start = (datetime.now(UTC) - timedelta(hours=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    fake_exchange.add_fills(
-        "BUY .010 BTC-USD @ 60000 fee 3.60",
-        "BUY .020 BTC-USD @ 63000 fee 7.56",
-        "SELL .012 BTC-USD @ 65000 fee 4.68",
-        "BUY 2.6399716828 ETH-USD @ 2975.32 fee 0.0316796601936 quote",
-        "BUY 100 DOGE-USDC @ 0.2",
-        start=start,
-    )
-    fake_exchange.set_balance("BTC", "0.008", "0.010")
-    fake_exchange.set_balance("ETH", "0.00088729")
-    fake_exchange.set_balance("DOGE", "100")
-    fake_exchange.set_balance("ADA", "12")
-    fake_exchange.set_balance("USD", "500")
-    fake_exchange.set_product("BTC-USD", price="66000")
-    fake_exchange.set_product("ETH-USD", price="3000")
-    fake_exchange.set_product("DOGE-USDC", price="0.25", base_increment="0.1")
-    return fake_exchange
-
-
 def methods(exchange: SimulatedExchange) -> set[str]:
     return {request.method for request in exchange.requests}
 

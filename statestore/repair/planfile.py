@@ -1,0 +1,393 @@
+"""A plan kept as a file: what a rebuild would write, what it was made from, and the proof.
+
+What is promised:
+
+* the file stands for itself: state, window, options, balances, products, program version, and for
+  every position that would be written the fills its figures come from;
+* a plan that was damaged or edited is refused (``sha256`` covers all of it);
+* before a plan is applied, everything is read and computed again as of the plan's own time; unless
+  state, source, balances and fills are what they were, and the result is the same to the digit,
+  `PlanStale` names what changed. Prices are not read again: a mark that moved stops nothing.
+
+Balances count for the assets the plan answers for, fills for the whole window, to the present.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from statestore import __version__
+from statestore.amounts import text
+from statestore.config import operator
+from statestore.disk.codec import to_json
+from statestore.disk.store import StateMeta
+from statestore.errors import PlanStale, UsageError
+from statestore.fills.normalise import decode_json
+from statestore.fills.sources import FillSource
+from statestore.model import Balances, Batch, Fill, Method, Product
+from statestore.repair.marks import CASH
+from statestore.repair.plan import Action, Evidence, document
+from statestore.repair.reading import Window
+from statestore.repair.rebuild import Options, Proposal, fill_trail
+from statestore.times import format_instant, now, parse_instant
+
+SCHEMA = "statestore.plan/1"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """A plan that was read back.
+
+    Attributes:
+        sha256: of its content; what the audit line names.
+        body: the whole document.
+        recorded: the files it was made from (``fills``, ``balances``); empty for an exchange.
+    """
+
+    path: Path
+    sha256: str
+    body: Mapping[str, Any]
+    state_path: Path
+    window: Window
+    options: Options
+    products: Mapping[str, Product]
+    recorded: Mapping[str, Path]
+
+
+def plan_file(proposal: Proposal, recorded: Mapping[str, Path | None]) -> bytes:
+    """Return the content of a plan file.
+
+    Args:
+        recorded: the files fills and balances were read from, by name; None for an exchange.
+    """
+    meta, plan = proposal.state.meta, proposal.plan
+    body = {
+        "made_at": format_instant(now()),
+        "made_by": operator(),
+        "version": __version__,
+        "state": {
+            "path": str(meta.state_path.absolute()),
+            "revision": meta.revision,
+            "sha256": meta.sha256,
+            "saved_at": meta.saved_at,
+        },
+        "source": plan.evidence.source,
+        "portfolio": plan.evidence.portfolio,
+        "recorded": {
+            name: str(path.absolute()) for name, path in recorded.items() if path is not None
+        },
+        "options": _options_as_json(proposal.options),
+        "window": _window_as_json(plan.window),
+        "products": {
+            product_id: _plain(asdict(product)) for product_id, product in proposal.products.items()
+        },
+        "inputs": _inputs(proposal),
+        **_outcome(proposal),
+        "evidence": _evidence(proposal),
+    }
+    return to_json({"schema": SCHEMA, "sha256": _sum(body), **body}) + b"\n"
+
+
+def load_plan(path: Path, state: Path | None = None) -> SavedPlan:
+    """Return the plan in a file.
+
+    Args:
+        state: the state file that was named; None for the plan's own.
+
+    Raises:
+        UsageError: it is no plan, of another version, not what was written, or of another state.
+    """
+    try:
+        saved = read_plan(path, path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read plan {path}: {error.strerror}") from error
+    if state is not None and state.resolve() != saved.state_path.resolve():
+        raise UsageError(f"{path} is a plan for {saved.state_path}, not for {state}")
+    return saved
+
+
+def read_plan(path: Path, data: bytes) -> SavedPlan:
+    """Return the plan of a file's content; see `load_plan`."""
+    try:
+        found = decode_json(data)
+    except ValueError as error:
+        raise UsageError(f"{path} is no plan: {error}") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise UsageError(f"{path} is no plan: its schema is not {SCHEMA}; make one with --out")
+    body = {name: value for name, value in found.items() if name not in ("schema", "sha256")}
+    if found.get("sha256") != _sum(body):
+        raise UsageError(
+            f"{path} is not what was written: its checksum does not fit, so it was edited or "
+            "damaged; make a new plan with --out"
+        )
+    try:
+        return SavedPlan(
+            path=path,
+            sha256=str(found["sha256"]),
+            body=body,
+            state_path=Path(body["state"]["path"]),
+            window=_window_of(body["window"]),
+            options=_options_of(body["options"]),
+            products={name: _product_of(value) for name, value in body["products"].items()},
+            recorded={name: Path(value) for name, value in body["recorded"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} is no whole plan ({error!r:.80}); make one with --out") from error
+
+
+def positions_after(saved: SavedPlan, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the positions section as the plan leaves it."""
+    after = dict(before)
+    for change in saved.body["changes"]:
+        if change["action"] == Action.REMOVE:
+            after.pop(change["key"], None)
+        elif change["action"] in (Action.ADD, Action.UPDATE):
+            after[change["key"]] = change["after"]
+    return after
+
+
+class AsPlanned:
+    """A `FillSource` that gives the products as the plan has them, and asks for all else anew."""
+
+    def __init__(self, source: FillSource, saved: SavedPlan) -> None:
+        self._source = source
+        self._saved = saved
+        self.name = source.name
+
+    def fills(self, since: int, until: int | None) -> Batch:
+        return self._source.fills(since, until)
+
+    def balances(self) -> Balances | None:
+        return self._source.balances()
+
+    def products(self, product_ids: Collection[str]) -> Mapping[str, Product]:
+        known = self._saved.products
+        return {name: known[name] for name in product_ids if name in known}
+
+
+def require_state(saved: SavedPlan, meta: StateMeta) -> None:
+    """Raise `PlanStale` unless the state is the one the plan was made for."""
+    planned = saved.body["state"]
+    if (meta.revision, meta.sha256) != (planned["revision"], planned["sha256"]):
+        by = f", saved at {meta.saved_at} for {meta.reason!r}" if meta.saved_at else ""
+        raise _stale(
+            saved,
+            [
+                f"the state {meta.state_path} is at revision {meta.revision} "
+                f"({meta.sha256[:12]}{by}), the plan is for revision {planned['revision']} "
+                f"({planned['sha256'][:12]})"
+            ],
+        )
+
+
+def require_same(saved: SavedPlan, proposal: Proposal) -> None:
+    """Raise `PlanStale` unless the proposal, computed just now, is the plan."""
+    require_state(saved, proposal.state.meta)
+    changed = [
+        *_changed_source(saved, proposal.plan.evidence),
+        *_changed_inputs(saved.body["inputs"], proposal, saved.window.read_at),
+    ]
+    changed = changed or list(_changed_outcome(saved.body, _as_read(_outcome(proposal))))
+    if changed:
+        raise _stale(saved, changed)
+
+
+def _stale(saved: SavedPlan, changed: Sequence[str]) -> PlanStale:
+    return PlanStale(
+        f"{saved.path} is stale, so nothing was written: {'; '.join(changed)}. "
+        "Make a new plan (--out), read it, and apply that"
+    )
+
+
+# What changed
+
+
+def _changed_source(saved: SavedPlan, evidence: Evidence) -> Iterator[str]:
+    for what, today in (("source", evidence.source), ("portfolio", evidence.portfolio)):
+        then = saved.body[what]
+        if then != today:
+            yield f"the {what} is {today}, the plan was made from {then}"
+
+
+def _changed_inputs(then: Mapping[str, Any], proposal: Proposal, planned_at: int) -> Iterator[str]:
+    today = _as_read(_inputs(proposal))
+    for asset in _both(then["balances"], today["balances"]):
+        old, new = then["balances"].get(asset), today["balances"].get(asset)
+        if old != new:
+            yield f"the balance of {asset} is {new or 'unknown'}, was {old or 'unknown'}"
+    for asset in _both(then["fills"], today["fills"]):
+        old, new = (side["fills"].get(asset) for side in (then, today))
+        if old != new:
+            yield _changed_fills(asset, old, new, proposal.reading.fills, planned_at)
+    if then["rejected"] != today["rejected"]:
+        yield f"{today['rejected']} fill row(s) cannot be read, were {then['rejected']}"
+
+
+def _changed_fills(
+    asset: str,
+    old: Mapping[str, Any] | None,
+    new: Mapping[str, Any] | None,
+    fills: Sequence[Fill],
+    planned_at: int,
+) -> str:
+    counts = f"{new['count'] if new else 0} fill(s) of {asset}, were {old['count'] if old else 0}"
+    later = [fill for fill in _of(asset, fills) if fill.time >= planned_at]
+    if later:
+        newest = later[-1]
+        counts += (
+            f" (the newest: {newest.side.value} {text(newest.units)} {newest.product_id} at "
+            f"{format_instant(newest.time)}, entry_id {newest.entry_id})"
+        )
+    elif old and new and old["count"] == new["count"]:
+        counts += ", not the same ones"
+    return counts
+
+
+def _changed_outcome(then: Mapping[str, Any], today: Mapping[str, Any]) -> Iterator[str]:
+    old, new = ({change["asset"]: change for change in side["changes"]} for side in (then, today))
+    for asset in _both(old, new):
+        before, after = old.get(asset), new.get(asset)
+        if before == after:
+            continue
+        if before is None or after is None:
+            yield f"{asset} is {'no longer' if after is None else 'now'} in scope"
+        elif before["status"] != after["status"]:
+            yield f"{asset} is {after['status']} ({after['reason']}), was {before['status']}"
+        else:
+            fields = [name for name in _both(before, after) if before.get(name) != after.get(name)]
+            yield (
+                f"{asset} is computed otherwise ({', '.join(fields)}), by version {__version__}; "
+                f"the plan was made by version {then['version']}"
+            )
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys([*one, *other]))
+
+
+# What stands in the file
+
+
+def _inputs(proposal: Proposal) -> dict[str, Any]:
+    reading = proposal.reading
+    scope = [change.asset for change in proposal.plan.changes]
+    balances = reading.balances
+    filled = {asset for fill in reading.fills for asset in (fill.base, fill.quote)}
+    return {
+        "balances": {
+            asset: None if balances is None else text(balances.of(asset)) for asset in scope
+        },
+        "fills": {asset: _digest(_of(asset, reading.fills)) for asset in sorted(filled - CASH)},
+        "rejected": len(reading.read.rejected),
+    }
+
+
+def _of(asset: str, fills: Iterable[Fill]) -> list[Fill]:
+    return [fill for fill in fills if asset in (fill.base, fill.quote)]
+
+
+def _digest(fills: Sequence[Fill]) -> dict[str, Any]:
+    """How many fills, and the SHA-256 of what they say, oldest first, a line each."""
+    total = hashlib.sha256()
+    for fill in fills:
+        facts = asdict(replace(fill, origin=""))
+        total.update(f"{' '.join(map(str, facts.values()))}\n".encode())
+    return {"count": len(fills), "sha256": total.hexdigest()}
+
+
+def _outcome(proposal: Proposal) -> dict[str, Any]:
+    shown = document(proposal.plan, dry_run=True, state={}, positions=proposal.positions)
+    names = ("method", "changes", "unmanaged", "warnings")
+    return {name: shown[name] for name in names}
+
+
+def _evidence(proposal: Proposal) -> dict[str, list[dict[str, Any]]]:
+    """The fills behind each position that would be written, with the running quantity."""
+    written = {change.asset for change in proposal.plan.writes}
+    trails: dict[str, list[dict[str, Any]]] = {asset: [] for asset in sorted(written)}
+    for line in fill_trail(proposal.plan):
+        if line["asset"] in written:
+            trails[line["asset"]].append(line)
+    return trails
+
+
+def _sum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json(body)).hexdigest()
+
+
+def _as_read(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As it is once it has been a file, so that what is compared is of one kind."""
+    read = decode_json(to_json(value))
+    assert isinstance(read, dict)
+    return read
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Decimal) else value for name, value in fields.items()
+    }
+
+
+def _product_of(fields: Mapping[str, Any]) -> Product:
+    amounts = ("base_increment", "base_min_size", "price")
+    read = {name: None if fields[name] is None else Decimal(fields[name]) for name in amounts}
+    return Product(**{**fields, **read})
+
+
+def _window_as_json(window: Window) -> dict[str, Any]:
+    return {
+        "since": format_instant(window.since),
+        "until": None if window.until is None else format_instant(window.until),
+        "read_at": format_instant(window.read_at),
+        "hours": str(window.hours),
+        "searched_since": format_instant(window.searched_since),
+        "searched_hours": str(window.searched_hours),
+    }
+
+
+def _window_of(fields: Mapping[str, Any]) -> Window:
+    """The window as it was asked for; how far back it takes to search is found out again."""
+    hours = Decimal(fields["hours"])
+    return Window(
+        since=parse_instant(fields["since"]),
+        until=None if fields["until"] is None else parse_instant(fields["until"]),
+        read_at=parse_instant(fields["read_at"]),
+        hours=hours,
+        searched_hours=hours,
+    )
+
+
+def _options_as_json(options: Options) -> dict[str, Any]:
+    return {
+        "max_hours": str(options.max_hours),
+        "method": options.method.value,
+        "products": sorted(options.products),
+        "key": options.key_style,
+        "accept_partial": options.accept_partial,
+        "strict_state": options.strict_state,
+        "reserve": {asset: str(units) for asset, units in options.reserve.items()},
+        "adopt": sorted(options.adopt),
+        "assume_entry": {asset: str(price) for asset, price in options.assume_entry.items()},
+    }
+
+
+def _options_of(fields: Mapping[str, Any]) -> Options:
+    def amounts(name: str) -> dict[str, Decimal]:
+        return {asset: Decimal(value) for asset, value in fields[name].items()}
+
+    return Options(
+        max_hours=Decimal(fields["max_hours"]),
+        method=Method(fields["method"]),
+        products=frozenset(fields["products"]),
+        key_style=fields["key"],
+        accept_partial=fields["accept_partial"],
+        strict_state=fields["strict_state"],
+        reserve=amounts("reserve"),
+        adopt=frozenset(fields["adopt"]),
+        assume_entry=amounts("assume_entry"),
+    )
