@@ -31,7 +31,7 @@ def note(message: str) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the plan for people: one line an asset, then the warnings."""
+    """Print the plan for people: a line for each position, then the rest, then the warnings."""
     from rich.console import Console  # 35 ms that --help and -q do not need
     from rich.table import Table
 
@@ -42,7 +42,10 @@ def show_plan(plan: Plan) -> None:
     for heading in ("Quantity", "Entry price"):
         table.add_column(heading, overflow="fold", justify="right")
     table.add_column("Why", overflow="fold")
+    flat = [c for c in plan.changes if c.before is None and c.allowed and not c.finding.units]
     for change in plan.changes:
+        if change in flat:
+            continue
         table.add_row(
             change.key,
             change.action.value,
@@ -52,8 +55,11 @@ def show_plan(plan: Plan) -> None:
             change.finding.reason,
             style=_STYLES[change.action] if change.allowed else "bold red",
         )
-    if plan.changes:
+    if table.row_count:
         console.print(table)
+    if flat:
+        names = ", ".join(change.asset for change in flat)
+        console.print(f"Traded, not held and not in the state: {names}", style="dim", markup=False)
     for warning in plan.warnings:
         console.print(f"Warning: {warning.message}", style="yellow", markup=False, highlight=False)
     if plan.unmanaged:

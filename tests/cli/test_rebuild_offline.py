@@ -414,3 +414,13 @@ def test_audit_out_and_save_fills_can_be_read_again(
     assert [line["running"] for line in lines] == ["1.4", "1"]
     assert first.change("BTC")["status"] == "PARTIAL"
     assert again.json["fills"]["count"] == 2
+
+
+def test_assets_that_are_flat_and_not_recorded_share_one_line(rebuild: Run) -> None:
+    rows = fills(
+        "BUY 1 ETH-USD @ 1", "SELL 1 ETH-USD @ 2", "BUY 1 SOL-USD @ 1", "SELL 1 SOL-USD @ 1"
+    )
+    ran = rebuild("--dry-run", *WINDOW, fills=rows, balances={"ETH": "0", "SOL": "0"}, state={})
+
+    assert "Traded, not held and not in the state: ETH, SOL" in ran.err
+    assert "EXACT" not in ran.err
