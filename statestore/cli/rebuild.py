@@ -17,6 +17,7 @@ from statestore.cli.options import (
     kill_switch_option,
     state_option,
 )
+from statestore.cli.reporting import check_report, report_option, reported
 from statestore.cli.sources import (
     accounting_options,
     open_source,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from statestore.cli.sources import OnPage
     from statestore.disk.store import StateStore
     from statestore.repair.planfile import SavedPlan
-    from statestore.repair.rebuild import Options, Proposal
+    from statestore.repair.rebuild import Applied, Options, Proposal
 
 
 @click.command(
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 @source_options
 @click.option("--save-fills", type=FILE, help="Keep the fills that were read, for --fills later.")
 @click.option("--audit-out", type=FILE, help="Write one JSON line per fill, with running quantity.")
+@report_option
 @accounting_options
 @click.option(
     "--key",
@@ -84,6 +86,8 @@ def command(**flags: Any) -> int:
     is left alone and named. --dry-run prints the plan as JSON and writes nothing.
     """
     set_up_logging(flags["verbose"])
+    flags["dry_run"] |= flags["out"] is not None
+    check_report(flags["report"])
     settings = load_settings()
     saved = _saved_plan(flags)
     where = places(
@@ -105,17 +109,19 @@ def command(**flags: Any) -> int:
         from statestore.cli.output import show_plan
 
         show_plan(proposal.plan)
-    if flags["dry_run"] or flags["out"]:
-        if flags["out"] and not flags["quiet"]:
-            from statestore.cli.output import note
+    with reported(flags, where, proposal) as tell:
+        if flags["dry_run"]:
+            if flags["out"] and not flags["quiet"]:
+                from statestore.cli.output import note
 
-            note(f"Kept the plan: 'rebuild_positions --apply {flags['out']}' writes exactly it.")
-        _print(proposal, store.path, dry_run=True)
-        plan = proposal.plan
-        differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
-        return UNPROVEN if flags["exit_code"] and differs else 0
-    refuse_unproven(proposal.plan, skip_unproven=flags["skip_unproven"])
-    return _apply(store, proposal, where, settings, flags, saved)
+                note(f"Kept the plan: 'rebuild_positions --apply {flags['out']}' writes just it.")
+            _print(proposal, store.path, dry_run=True)
+            plan = proposal.plan
+            differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
+            return UNPROVEN if flags["exit_code"] and differs else 0
+        refuse_unproven(proposal.plan, skip_unproven=flags["skip_unproven"])
+        tell(_apply(store, proposal, where, settings, flags, saved))
+        return 0
 
 
 main = entry(command)
@@ -190,7 +196,7 @@ def _apply(
     settings: Settings,
     flags: dict[str, Any],
     saved: SavedPlan | None,
-) -> int:
+) -> Applied:
     from statestore.disk.audit import AuditLog
     from statestore.disk.backups import Retention
     from statestore.disk.killswitch import KillSwitch
@@ -224,7 +230,7 @@ def _apply(
                 "'statestore undo' puts it back."
             )
     _print(proposal, store.path, dry_run=False, applied=applied)
-    return 0
+    return applied
 
 
 def _print(proposal: Proposal, path: Path, *, dry_run: bool, applied: Any = None) -> None:
@@ -267,8 +273,11 @@ def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
     precious.append(flags["plan_path"])
     precious += [state.with_name(state.name + suffix) for suffix in (".bak", ".lock", ".lease")]
     known = {path.resolve() for path in precious if path is not None}
-    for option in ("save_fills", "audit_out", "out"):
+    for option in ("save_fills", "audit_out", "out", "report"):
         target = flags[option]
-        if target is not None and target.resolve() in known:
+        if target is None:
+            continue
+        if target.resolve() in known:
             name = option.replace("_", "-")
             raise UsageError(f"--{name} {target} would overwrite it; name another file")
+        known.add(target.resolve())

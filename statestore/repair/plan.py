@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any
 
 from statestore.amounts import ZERO, exact, json_type, parse_amount, text, written
@@ -444,6 +445,16 @@ def _new_key(asset: str, finding: Finding, fills: Sequence[Fill], rules: Rules) 
     quotes = {settled_in(fill.quote) for fill in fills if fill.base == asset}
     currency = finding.position.currency
     return f"{asset}-{currency if currency in quotes else 'USD'}"
+
+
+@exact
+def running(finding: Finding) -> list[Decimal]:
+    """Return the units held after each movement.
+
+    They start at what was held before the first one; without a balance, at zero.
+    """
+    totals = accumulate((move.units for move in finding.movements), initial=finding.opening)
+    return list(totals)[1:]
 
 
 def document(

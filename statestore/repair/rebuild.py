@@ -33,7 +33,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.fills.coverage import Finding, Question, Recorded, explain
-from statestore.fills.replay import Movement, movements_of
+from statestore.fills.replay import movements_of
 from statestore.fills.sources import FillSource
 from statestore.model import KeyPermissions, Method, Product, Side, Status, settled_in
 from statestore.repair.marks import CASH, dust_of, increment_of, products_needed
@@ -48,6 +48,7 @@ from statestore.repair.plan import (
     quote_of,
     read_entries,
     recorded_of,
+    running,
 )
 from statestore.repair.reading import (
     ALL_HISTORY_HOURS,
@@ -212,11 +213,13 @@ class Applied:
 
     Attributes:
         backup: verified copy of the former state, None when there was nothing to write.
+        entry: the line of the audit file, None when there was nothing to write.
     """
 
     revision: int
     sha256: str
     backup: Path | None
+    entry: Mapping[str, Any] | None = None
 
 
 def apply(
@@ -251,7 +254,7 @@ def apply(
     repaired = _repaired(proposal)
     saved = store.save(repaired, reason="rebuild", before_commit=check)
     _read_back(store, repaired, saved.revision)
-    record_repair(
+    entry = record_repair(
         audit,
         "rebuild",
         saved,
@@ -263,7 +266,7 @@ def apply(
             **_audited(proposal.plan),
         },
     )
-    return Applied(saved.revision, saved.sha256, backup)
+    return Applied(saved.revision, saved.sha256, backup, entry)
 
 
 def halted(kill_switch: KillSwitch, *, allow_live: bool) -> Callable[[], None]:
@@ -284,8 +287,10 @@ def halted(kill_switch: KillSwitch, *, allow_live: bool) -> Callable[[], None]:
     return check
 
 
-def record_repair(audit: AuditLog, action: str, saved: StateMeta, facts: Mapping[str, Any]) -> None:
-    """Append the line that explains a write that has just been made.
+def record_repair(
+    audit: AuditLog, action: str, saved: StateMeta, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Append the line that explains a write that has just been made, and return it.
 
     Raises:
         AuditBroken: it could not be appended; the message says what was written all the same.
@@ -300,7 +305,7 @@ def record_repair(audit: AuditLog, action: str, saved: StateMeta, facts: Mapping
         **facts,
     }
     try:
-        audit.append(record)
+        return audit.append(record)
     except StateError as error:
         raise AuditBroken(
             audit.path,
@@ -358,9 +363,7 @@ def fill_trail(plan: Plan) -> Iterator[dict[str, Any]]:
     """
     for change in plan.changes:
         finding = change.finding
-        for movement, running in zip(
-            finding.movements, _running(finding.opening, finding.movements), strict=True
-        ):
+        for movement, held in zip(finding.movements, running(finding), strict=True):
             fill = movement.fill
             yield {
                 "asset": change.asset,
@@ -370,22 +373,13 @@ def fill_trail(plan: Plan) -> Iterator[dict[str, Any]]:
                 "trade_type": fill.kind.value,
                 "price": text(fill.price),
                 "units": text(movement.units),
-                "running": text(running),
+                "running": text(held),
                 "commission": text(fill.commission),
                 "commission_currency": fill.commission_currency,
                 "entry_id": fill.entry_id,
                 "trade_id": fill.trade_id,
                 "order_id": fill.order_id,
             }
-
-
-@exact
-def _running(opening: Decimal, movements: Sequence[Movement]) -> list[Decimal]:
-    totals = []
-    for movement in movements:
-        opening += movement.units
-        totals.append(opening)
-    return totals
 
 
 # What the state records

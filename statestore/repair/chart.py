@@ -1,0 +1,428 @@
+"""A picture of one asset's fills: price, average entry and running quantity over time.
+
+Geometry only, as values a template puts into an SVG: what is text here is a label, what is a
+coordinate is rounded to a tenth. Figures are for reading trends; the exact ones stand beside it.
+
+However many fills there are, the picture stays small. Of the quantity each column of pixels keeps
+the first, the lowest, the highest and the last value, which is all that can be seen in it; fills
+that would lie on top of each other are drawn once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_CEILING, Decimal
+from itertools import groupby
+
+from statestore.amounts import ZERO, exact, text
+from statestore.fills.coverage import Finding
+from statestore.fills.normalise import instant
+from statestore.fills.replay import Book, Movement, unknown_lot
+from statestore.model import Method
+from statestore.repair.plan import running
+from statestore.times import NANOSECONDS, format_instant
+
+WIDTH, HEIGHT = 520, 322
+_RIGHT = WIDTH - 14
+_PRICE = (24, 178)  # top and bottom of the panel
+_UNITS = (212, 282)
+
+# Room a character of an axis label takes where it is set largest, on a phone.
+_CHARACTER = 9
+_LONGEST_LABEL = 10
+
+_COLUMN = 2
+_MOST_MARKERS = 300
+_FEW_MARKERS = 60
+_FIRST_CELL = 3.0
+
+# A level farther from the rest than this many times their spread would flatten the picture.
+_FARTHEST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Where a line of the grid goes, and what it says; ``below`` is a second line of text."""
+
+    at: str
+    label: str
+    below: str = ""
+    anchor: str = "middle"
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Everything of the drawing; paths are in the syntax of an SVG ``d``, empty if not drawn.
+
+    Attributes:
+        currency: of the prices; None when no fill has one.
+        began, ended: of the first and the last fill.
+        bought, sold: markers of fills.
+        entry: average entry price, as far as the fills tell it.
+        entry_level: y of the entry price at the end, where the fills alone do not lead to it.
+        held: running quantity; ``area`` the same down to zero.
+        recorded_level: y of the recorded quantity.
+        zero: y of no units.
+        drawn, fills: markers, and fills they stand for.
+        notes: what the reader has to know about the drawing.
+    """
+
+    left: str
+    currency: str | None
+    began: str
+    ended: str
+    bought: str
+    sold: str
+    entry: str
+    entry_level: str
+    held: str
+    area: str
+    recorded_level: str
+    zero: str
+    prices: tuple[Tick, ...]
+    units: tuple[Tick, ...]
+    times: tuple[Tick, ...]
+    drawn: int
+    fills: int
+    notes: tuple[str, ...]
+
+
+@exact
+def draw(finding: Finding, method: Method, recorded: Decimal | None) -> Chart | None:
+    """Return the picture of a finding, None when no fill moved the asset.
+
+    Args:
+        finding: what was replayed, and from which quantity on.
+        method: how its cost was accounted.
+        recorded: the quantity the state records, None when it records none.
+    """
+    movements = finding.movements
+    if not movements:
+        return None
+    notes: list[str] = []
+    priced, currency = _priced(movements, notes)
+    times = _Scale.of_times(movements[0].fill.time, movements[-1].fill.time)
+    held = _steps(finding)
+    kept = _thinned(held, times)
+    entries = _entries(finding, method, kept, currency)
+    position = finding.position
+    price_at_the_end = position.entry_price if position.currency == currency else None
+    told = [(time, price) for time, price in entries if price is not None]
+    follows = _same(entries[-1][1], price_at_the_end)
+    if told and not follows:
+        told, entries = [], []
+    prices, entry_fits = _Scale.around(
+        [*(price for _, price, _ in priced), *(price for _, price in told)],
+        None if follows else price_at_the_end,
+        _PRICE,
+    )
+    if price_at_the_end is not None and not follows:
+        notes.append(
+            "The dashed line is the entry price at the end: the fills alone do not lead to it."
+            if entry_fits
+            else f"The entry price, {text(price_at_the_end)}, lies outside of the drawing."
+        )
+    units, recorded_fits = _Scale.around(
+        [ZERO, *(value for _, value in kept)], recorded, _UNITS, from_zero=True
+    )
+    if recorded is not None and not recorded_fits:
+        notes.append(f"The recorded quantity, {text(recorded)}, lies outside of the drawing.")
+    price_ticks = _ticks(prices, 4)
+    unit_ticks = _ticks(units, 3)
+    longest = max(len(tick.label) for tick in (*price_ticks, *unit_ticks))
+    left = 12 + _CHARACTER * longest
+    times = times.between(left + 8, _RIGHT - 8)
+    bought, sold = (
+        _spread([(times(at), prices(price)) for at, price, came_in in priced if came_in is way])
+        for way in (True, False)
+    )
+    drawn = len(bought) + len(sold)
+    large = drawn <= _FEW_MARKERS
+    if drawn < len(priced):
+        notes.insert(
+            0,
+            f"{drawn} of {len(priced)} fills are drawn: those that would lie on top of each other "
+            "are drawn once.",
+        )
+    line = _stepped([(times(at), units(value)) for at, value in kept], _RIGHT)
+    return Chart(
+        left=_short(left),
+        currency=currency,
+        began=format_instant(movements[0].fill.time),
+        ended=format_instant(movements[-1].fill.time),
+        bought=_triangles(bought, upwards=True, large=large),
+        sold=_triangles(sold, upwards=False, large=large),
+        entry=_broken([(times(at), p if p is None else prices(p)) for at, p in entries]),
+        entry_level=_short(prices(price_at_the_end))
+        if price_at_the_end is not None and not follows and entry_fits
+        else "",
+        held=line,
+        area=f"{line}V{_short(units(ZERO))}H{_short(times(kept[0][0]))}Z",
+        recorded_level=_short(units(recorded)) if recorded is not None and recorded_fits else "",
+        zero=_short(units(ZERO)),
+        prices=price_ticks,
+        units=unit_ticks,
+        times=_time_ticks(times),
+        drawn=drawn,
+        fills=len(priced),
+        notes=tuple(notes),
+    )
+
+
+def _priced(
+    movements: Sequence[Movement], notes: list[str]
+) -> tuple[list[tuple[int, Decimal, bool]], str | None]:
+    """Time, price and direction of the fills in the currency most of them were paid in."""
+    counted = Counter(movement.currency for movement in movements if movement.units)
+    if not counted:
+        return [], None
+    (currency, count), *_ = counted.most_common(1)
+    others = sorted(set(counted) - {currency})
+    if others:
+        notes.append(
+            f"Fills paid in {', '.join(others)} move the quantity ({sum(counted.values()) - count} "
+            "of them); their price is not drawn."
+        )
+    priced = [
+        (movement.fill.time, movement.price, movement.units > 0)
+        for movement in movements
+        if movement.units and movement.currency == currency
+    ]
+    return priced, currency
+
+
+def _steps(finding: Finding) -> list[tuple[int, Decimal]]:
+    """Units after each instant, what was held before the first one in front."""
+    steps = [(finding.movements[0].fill.time, finding.opening)]
+    for movement, units in zip(finding.movements, running(finding), strict=True):
+        steps.append((movement.fill.time, units))
+    return steps
+
+
+def _thinned(steps: Sequence[tuple[int, Decimal]], times: _Scale) -> list[tuple[int, Decimal]]:
+    """First, lowest, highest and last of each column of pixels."""
+    scale = times.between(0, WIDTH)
+    kept: list[tuple[int, Decimal]] = []
+    numbered = enumerate(steps)
+    for _, column in groupby(numbered, key=lambda step: int(scale(step[1][0]) // _COLUMN)):
+        values = list(column)
+        indexes = {
+            values[0][0],
+            min(values, key=lambda step: step[1][1])[0],
+            max(values, key=lambda step: step[1][1])[0],
+            values[-1][0],
+        }
+        kept += [steps[index] for index in sorted(indexes)]
+    return kept
+
+
+def _entries(
+    finding: Finding, method: Method, kept: Sequence[tuple[int, Decimal]], currency: str | None
+) -> list[tuple[int, Decimal | None]]:
+    """The average entry at the times that are kept; None where the fills do not tell it, or in
+    another currency than the one that is drawn.
+
+    Of the fills of one instant those that add come first, which is an order that never goes below
+    zero if there is one. Where the present lifecycle began, the replay began.
+    """
+    wanted = {time for time, _ in kept}
+    opening = unknown_lot(finding.opening) if finding.opening > 0 else None
+    book = Book(method, opening=opening)
+    began = finding.position.opened_at
+    entries: list[tuple[int, Decimal | None]] = []
+    for _, tied in groupby(finding.movements, key=lambda movement: instant(movement.fill)):
+        together = sorted(tied, key=lambda movement: movement.units < 0)
+        time = together[0].fill.time
+        if time == began:
+            book, began = Book(method), None
+        for movement in together:
+            if movement.units:
+                book.apply(movement)
+        if time in wanted:
+            entries.append((time, _entry_of(book, currency)))
+    return entries
+
+
+def _entry_of(book: Book, currency: str | None) -> Decimal | None:
+    if currency is None or {lot.currency for lot in book.lots} != {currency}:
+        return None
+    if len(book.lots) == 1:
+        return book.lots[0].unit_cost
+    return sum((lot.share(lot.cost) for lot in book.lots), ZERO) / book.units
+
+
+def _same(one: Decimal | None, other: Decimal | None) -> bool:
+    return text(one) == text(other)
+
+
+# Scales, ticks and paths
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """From a value to a coordinate; the difference is taken before anything is rounded."""
+
+    low: Decimal
+    high: Decimal
+    start: float = 0.0
+    end: float = 1.0
+
+    def __call__(self, value: Decimal | int) -> float:
+        part = (value - self.low) / (self.high - self.low)
+        return self.start + float(part) * (self.end - self.start)
+
+    def between(self, start: float, end: float) -> _Scale:
+        return _Scale(self.low, self.high, start, end)
+
+    @classmethod
+    def of_times(cls, first: int, last: int) -> _Scale:
+        margin = (last - first) // 50 or 1800 * NANOSECONDS * (first == last) or 1
+        return cls(Decimal(first - margin), Decimal(last + margin))
+
+    @classmethod
+    def around(
+        cls,
+        values: Sequence[Decimal],
+        level: Decimal | None,
+        panel: tuple[int, int],
+        *,
+        from_zero: bool = False,
+    ) -> tuple[_Scale, bool]:
+        """A scale with room for all values, and for the level unless it is too far off."""
+        values = values or [ZERO if level is None else level]
+        low, high = min(values), max(values)
+        spread = (high - low) or abs(high) / 10 or Decimal(1)
+        fits = level is not None and low - _FARTHEST * spread < level < high + _FARTHEST * spread
+        if fits and level is not None:
+            low, high = min(low, level), max(high, level)
+        margin = ((high - low) or spread) / 10
+        bottom = low if from_zero and low == 0 else low - margin
+        top, foot = panel
+        return cls(bottom, high + margin, foot, top), fits
+
+
+def _ticks(scale: _Scale, most: int) -> tuple[Tick, ...]:
+    """At most a few round values."""
+    least = (scale.high - scale.low) / most
+    unit = Decimal(1).scaleb(least.adjusted())
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least)
+    value = (scale.low / step).to_integral_value(ROUND_CEILING) * step
+    ticks = []
+    while value <= scale.high:
+        ticks.append(Tick(_short(scale(value)), _label(value)))
+        value += step
+    return tuple(ticks)
+
+
+def _label(value: Decimal) -> str:
+    plain = text(value) or ""
+    return plain if len(plain) <= _LONGEST_LABEL else f"{value.normalize():E}"
+
+
+_SECOND, _MINUTE, _HOUR, _DAY = (NANOSECONDS * n for n in (1, 60, 3600, 86_400))
+_STEPS = (
+    *(factor * 10**power for power in range(9) for factor in (1, 2, 5)),
+    *(n * _SECOND for n in (1, 2, 5, 10, 15, 30)),
+    *(n * _MINUTE for n in (1, 2, 5, 10, 15, 30)),
+    *(n * _HOUR for n in (1, 2, 3, 6, 12)),
+    *(n * _DAY for n in (1, 2, 4, 7, 14)),
+)
+_MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240)
+
+
+def _time_ticks(scale: _Scale) -> tuple[Tick, ...]:
+    least = (scale.high - scale.low) / 4
+    step = next((step for step in _STEPS if step >= least), None)
+    if step is None:
+        months = next((n for n in _MONTHS if n * 30 * _DAY >= least), _MONTHS[-1])
+        return _month_ticks(scale, months)
+    first = -(-int(scale.low) // step) * step
+    ticks, former = [], ""
+    for time in range(first, int(scale.high) + 1, step):
+        day, clock = format_instant(time).rstrip("Z").split("T")
+        if step >= _DAY:
+            ticks.append(_time_tick(scale, time, day))
+        else:
+            clock = clock.removesuffix(":00") if step >= _MINUTE else clock
+            ticks.append(_time_tick(scale, time, clock, day if day != former else ""))
+            former = day
+    return tuple(ticks)
+
+
+def _month_ticks(scale: _Scale, months: int) -> tuple[Tick, ...]:
+    begin = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(scale.low) // NANOSECONDS)
+    count = begin.year * 12 + begin.month - 1
+    count = -(-(count + 1) // months) * months
+    ticks: list[Tick] = []
+    while True:
+        time = (datetime(count // 12, count % 12 + 1, 1, tzinfo=UTC) - _EPOCH).days * _DAY
+        if time > scale.high:
+            return tuple(ticks)
+        label = format_instant(time)
+        ticks.append(_time_tick(scale, time, label[:4] if months % 12 == 0 else label[:7]))
+        count += months
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _time_tick(scale: _Scale, time: int, label: str, below: str = "") -> Tick:
+    at = scale(time)
+    half = _CHARACTER * max(len(label), len(below)) / 2
+    anchor = "end" if at + half > WIDTH else "middle"
+    return Tick(_short(at), label, below, anchor)
+
+
+def _spread(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """As many of the points as can be told apart, at most."""
+    cell = _FIRST_CELL
+    chosen = _one_a_cell(points, cell)
+    while len(chosen) > _MOST_MARKERS:
+        cell *= 1.25
+        chosen = _one_a_cell(points, cell)
+    return chosen
+
+
+def _triangles(points: Sequence[tuple[float, float]], *, upwards: bool, large: bool) -> str:
+    """A triangle for each point, which is its tip: below it and pointing up, or above it.
+
+    So what was bought and what was sold stand beside each other where fills are dense, and need no
+    colour to be told apart.
+    """
+    width, height = (6, 11) if large else (3, 6)
+    base = f"l{width} {height}h-{2 * width}z" if upwards else f"l{width}-{height}h-{2 * width}z"
+    return "".join(f"M{_short(x)} {_short(y)}{base}" for x, y in points)
+
+
+def _one_a_cell(points: Sequence[tuple[float, float]], cell: float) -> list[tuple[float, float]]:
+    cells: dict[tuple[int, int], tuple[float, float]] = {}
+    for x, y in points:
+        cells.setdefault((int(x // cell), int(y // cell)), (x, y))
+    return list(cells.values())
+
+
+def _stepped(points: Sequence[tuple[float, float]], end: float) -> str:
+    """A line that holds each value until the next one."""
+    (x, y), *rest = points
+    parts = [f"M{_short(x)} {_short(y)}"]
+    parts += [f"H{_short(x)}V{_short(y)}" for x, y in rest]
+    return "".join([*parts, f"H{_short(end)}"])
+
+
+def _broken(points: Sequence[tuple[float, float | None]]) -> str:
+    """A stepped line with gaps where there is no value."""
+    parts, begins = [], True
+    ends = [*(x for x, _ in points), float(_RIGHT)][1:]
+    for (x, y), end in zip(points, ends, strict=True):
+        if y is not None:
+            parts.append(f"M{_short(x)} {_short(y)}" if begins else f"V{_short(y)}")
+            parts.append(f"H{_short(end)}")
+        begins = y is None
+    return "".join(parts)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
