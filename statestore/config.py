@@ -10,6 +10,7 @@ setting            environment                 default
 ``kill_switch``    ``STATESTORE_KILL_SWITCH``  ``KILL_SWITCH`` beside the state
 ``backup_dir``     ``STATESTORE_BACKUP_DIR``   ``state_backups`` beside the state
 ``audit_file``     ``STATESTORE_AUDIT_FILE``   ``state_audit.jsonl`` beside the state
+``ledger``         ``STATESTORE_LEDGER``       ``fills.sqlite3`` beside the state
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
 ``reserve`` table                              nothing is reserved
@@ -50,6 +51,7 @@ _PATHS = {
     "kill_switch": "STATESTORE_KILL_SWITCH",
     "backup_dir": "STATESTORE_BACKUP_DIR",
     "audit_file": "STATESTORE_AUDIT_FILE",
+    "ledger": "STATESTORE_LEDGER",
     "key_file": "COINBASE_KEY_FILE",
 }
 _TEXTS = {"base_url": "COINBASE_BASE_URL"}
@@ -64,6 +66,7 @@ class Settings:
     kill_switch: Path | None = None
     backup_dir: Path | None = None
     audit_file: Path | None = None
+    ledger: Path | None = None
     key_file: Path | None = None
     base_url: str = "api.coinbase.com"
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class Places:
     kill_switch: Path
     backup_dir: Path
     audit_file: Path
+    ledger: Path
 
 
 def places(
@@ -96,6 +100,7 @@ def places(
         kill_switch=kill_switch or settings.kill_switch or path.parent / "KILL_SWITCH",
         backup_dir=backup_dir or settings.backup_dir or path.parent / "state_backups",
         audit_file=settings.audit_file or path.parent / "state_audit.jsonl",
+        ledger=settings.ledger or path.parent / "fills.sqlite3",
     )
 
 

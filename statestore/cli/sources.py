@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from statestore.cli.options import FILE, AssetAmount, Hours, Instant, once
-from statestore.errors import UsageError
+from statestore.config import places
+from statestore.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from statestore.config import Settings
@@ -42,7 +44,7 @@ def window_options(command: Command) -> Command:
 
 
 def source_options(command: Command) -> Command:
-    """``--fills --balances --key-file --base-url --require-view-only``."""
+    """``--fills --balances --key-file --base-url --require-view-only --no-ledger``."""
     return _all(
         command,
         click.option(
@@ -55,6 +57,9 @@ def source_options(command: Command) -> Command:
         ),
         click.option(
             "--require-view-only", is_flag=True, help="Refuse a key that can trade or transfer."
+        ),
+        click.option(
+            "--no-ledger", is_flag=True, help="Read all from the exchange; keep and use no ledger."
         ),
     )
 
@@ -140,7 +145,8 @@ class Opened:
 
     Attributes:
         portfolio: the exchange portfolio the key is bound to, None offline.
-        warnings: what the key may do beyond reading.
+        warnings: what the key may do beyond reading; while the source is read, the list grows by
+            what is the matter with the ledger.
     """
 
     source: FillSource
@@ -154,7 +160,10 @@ OnPage = Callable[[int, int], None]
 def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None) -> Opened:
     """Return the source that the flags and settings name.
 
+    The exchange is read through the ledger of its portfolio, which a dry run does not write to.
+
     Raises:
+        ConfigError: the ledger's place is that of another file.
         CredentialsError: there are none, they are refused, or they allow more than they may.
         SourceError: the exchange cannot be asked, or the file is none of fills.
     """
@@ -172,7 +181,31 @@ def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None)
     )
     allowed = source.permissions()
     warnings = check_permissions(allowed, require_view_only=flags["require_view_only"])
-    return Opened(source, allowed.portfolio_id, warnings)
+    if flags["no_ledger"] or not allowed.portfolio_id:
+        return Opened(source, allowed.portfolio_id, warnings)
+    from statestore.fills.ledger import LedgerSource
+    from statestore.repair.plan import Warn
+
+    remembering = LedgerSource(
+        source,
+        _ledger(flags, settings),
+        allowed.portfolio_id,
+        clock=source.server_time,
+        warn=lambda message: warnings.append(Warn("ledger", message)),
+        keep=not flags.get("dry_run", False),
+    )
+    return Opened(remembering, allowed.portfolio_id, warnings)
+
+
+def _ledger(flags: Flags, settings: Settings) -> Path:
+    """Return the ledger's place. One that is damaged is moved aside: it must be nothing else."""
+    where = places(settings, state=flags.get("state"), kill_switch=flags.get("kill_switch"))
+    others = (where.state, where.kill_switch, where.audit_file, flags["key_file"])
+    known = {path.resolve() for path in (*others, settings.key_file) if path is not None}
+    known.add(where.state.with_name(where.state.name + ".bak").resolve())
+    if where.ledger.resolve() in known:
+        raise ConfigError(f"the ledger's place, {where.ledger}, is that of another file; name one")
+    return where.ledger
 
 
 @contextmanager

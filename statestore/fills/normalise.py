@@ -30,6 +30,7 @@ _PLAUSIBLE_REBATE = Decimal("-0.01")
 _FAR_BELOW = 50  # times less than the median of the product's other fills
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)
+_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
 def decode_json(data: bytes) -> object:
@@ -44,6 +45,14 @@ def decode_json(data: bytes) -> object:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def encode_json(value: object) -> bytes:
+    """Return the one text of a value that `decode_json` gave, whatever the order of its keys.
+
+    Decoded again it is equal to the last digit.
+    """
+    return _encoder.encode(value)
 
 
 class _Skipped(Exception):

@@ -34,7 +34,7 @@ from statestore.errors import (
 )
 from statestore.fills.coverage import Finding, Question, Recorded, explain
 from statestore.fills.replay import movements_of
-from statestore.fills.sources import FillSource
+from statestore.fills.sources import FillSource, RememberingSource
 from statestore.model import KeyPermissions, Method, Product, Side, Status, settled_in
 from statestore.repair.marks import CASH, dust_of, increment_of, products_needed
 from statestore.repair.notes import notes
@@ -73,6 +73,7 @@ class Options:
         products: limits the rebuild to the assets of these products; empty is everything.
         reserve: units by asset that are in the wallet and not the bot's.
         adopt: assets to take into the state that only the balances show.
+        asked: assets a question is about: in scope, and alone, wherever they are known from.
         assume_entry: cost per unit, by asset, of units no fill explains.
     """
 
@@ -87,6 +88,7 @@ class Options:
     strict_state: bool = False
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
     adopt: frozenset[str] = frozenset()
+    asked: frozenset[str] = frozenset()
     assume_entry: Mapping[str, Decimal] = field(default_factory=dict)
 
 
@@ -117,13 +119,17 @@ def propose(
     window: Window | None = None,
     portfolio: str | None = None,
     warnings: Sequence[Warn] = (),
+    missing_ok: bool = False,
 ) -> Proposal:
     """Read the state, balances and fills, and return what a rebuild would write. Writes nothing.
+
+    What a remembering source leaves in doubt is read once more without the memory.
 
     Args:
         window: of an earlier proposal, to make it again; None for what the options ask for.
         portfolio: the exchange portfolio the key is bound to, for the report.
-        warnings: what is known to be amiss already.
+        warnings: what is known to be amiss; taken up at the end, so the source may add to it.
+        missing_ok: no state file is an empty state.
 
     Raises:
         StateError: the state is missing, corrupt or not of the expected shape.
@@ -131,12 +137,14 @@ def propose(
         UsageError: options that cannot be.
     """
     window = window or window_of(options.since, options.until, options.hours)
-    state = store.load(numbers="decimal", missing_ok=False)
+    state = store.load(numbers="decimal", missing_ok=missing_ok)
     records = _records(store.path, state)
-    reading = read_steadily(source, window)
-    scope = _scope(reading, records.entries, options)
-    search = _Search(source, options, records, scope, reading)
-    search.run()
+    search = _searched(source, options, records, window)
+    afresh = _afresh(source, search)
+    again = () if afresh is None else (_read_again(search),)
+    if afresh is not None:
+        search = _searched(afresh, options, records, window)
+    scope = search.scope
     rules = Rules(options.accept_partial, options.key_style)
     changes = tuple(
         plan_change(
@@ -156,8 +164,8 @@ def propose(
         window=search.reading.window,
         evidence=_evidence(source, search.reading, portfolio),
         method=options.method,
-        warnings=(*warnings, *found),
-        unmanaged=_unmanaged(reading, scope, options),
+        warnings=(*warnings, *again, *found),
+        unmanaged=_unmanaged(search.reading, scope, options),
     )
     return Proposal(plan, state, records.entries.by_key, search.reading, search.products, options)
 
@@ -419,13 +427,15 @@ def _scope(reading: Reading, entries: Entries, options: Options) -> tuple[str, .
     A currency that a cross pair brought in counts as filled; one that only paid for something does
     not, unless it is recorded.
     """
-    found = {*entries.keys, *options.adopt}
+    found = set(entries.keys)
     for fill in reading.asked:
         found.add(fill.base)
         if fill.side is Side.SELL and fill.quote not in CASH:
             found.add(fill.quote)
     wanted = {product.replace("/", "-").partition("-")[0] for product in options.products}
     _require_known(reading, found, options, wanted)
+    found |= options.adopt | options.asked
+    wanted |= options.asked
     return tuple(sorted(asset for asset in found if not wanted or asset in wanted))
 
 
@@ -433,10 +443,11 @@ def _require_known(reading: Reading, found: set[str], options: Options, wanted: 
     """A name nobody knows is a typing mistake, and a reserve that holds nothing back is a loss."""
     amounts = {} if reading.balances is None else reading.balances.amounts
     named = {
-        "--product": wanted - found,
-        "--adopt": options.adopt - set(amounts) - (found - options.adopt),
+        "--product": wanted - found - options.adopt,
+        "--adopt": options.adopt - set(amounts) - found,
         "--reserve": set(options.reserve) - set(amounts) - found if amounts else set(),
-        "--assume-entry": set(options.assume_entry) - found,
+        "--assume-entry": set(options.assume_entry) - found - options.adopt - options.asked,
+        "the command": options.asked - set(amounts) - found,
     }
     for option, unknown in named.items():
         if unknown:
@@ -447,13 +458,41 @@ def _require_known(reading: Reading, found: set[str], options: Options, wanted: 
 
 
 def _unmanaged(reading: Reading, scope: Sequence[str], options: Options) -> tuple[str, ...]:
-    if reading.balances is None or options.products:
+    if reading.balances is None or options.products or options.asked:
         return ()
     held = {asset for asset, units in reading.balances.amounts.items() if units}
     return tuple(sorted(held - set(scope) - CASH))
 
 
 # Explaining
+
+# Answers that a fill which is not at hand may be the cause of.
+_IN_DOUBT = frozenset(
+    {Status.ASSUMED, Status.PARTIAL, Status.AMBIGUOUS, Status.UNEXPLAINED_OUTFLOW}
+)
+
+
+def _searched(source: FillSource, options: Options, records: _Records, window: Window) -> _Search:
+    reading = read_steadily(source, window)
+    search = _Search(source, options, records, _scope(reading, records.entries, options), reading)
+    search.run()
+    return search
+
+
+def _afresh(source: FillSource, search: _Search) -> FillSource | None:
+    """Return the source without its memory, where that may answer what is in doubt."""
+    if not isinstance(source, RememberingSource):
+        return None
+    return source.afresh() if search.in_doubt or search.reading.read.rejected else None
+
+
+def _read_again(search: _Search) -> Warn:
+    about = ", ".join(search.in_doubt) or "a row that cannot be read for certain"
+    return Warn(
+        "ledger_reread",
+        f"with the fills kept in the ledger {about} could not be proven, so all of the window "
+        "was read from the exchange again; what follows does not rest on the ledger",
+    )
 
 
 class _Search:
@@ -488,6 +527,11 @@ class _Search:
             if len(self.findings) == len(self.scope):
                 return
             self.reading = read_older(self.source, self.reading, self._max_hours)
+
+    @property
+    def in_doubt(self) -> tuple[str, ...]:
+        """Assets whose answer may be for want of a fill."""
+        return tuple(a for a, found in self.findings.items() if found.status in _IN_DOUBT)
 
     @property
     def _max_hours(self) -> Decimal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from statestore.model import Balances, Batch, Product
 
@@ -27,3 +27,11 @@ class FillSource(Protocol):
 
     def products(self, product_ids: Collection[str]) -> Mapping[str, Product]:
         """Return the products that are known, by id; an unknown id is left out."""
+
+
+@runtime_checkable
+class RememberingSource(FillSource, Protocol):
+    """A source that may give rows from an earlier read."""
+
+    def afresh(self) -> FillSource | None:
+        """Return the same source without its memory, or None if it gave nothing from memory."""
