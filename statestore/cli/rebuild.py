@@ -249,7 +249,7 @@ def _keep(flags: dict[str, Any], proposal: Proposal) -> None:
         return
     from statestore.disk.codec import to_json
     from statestore.disk.durable import replace_file
-    from statestore.repair.rebuild import fill_trail
+    from statestore.repair.trail import fill_trail
 
     if flags["save_fills"]:
         rows = [to_json(row.payload) for batch in proposal.reading.batches for row in batch.rows]

@@ -103,8 +103,13 @@ class Finding:
         units: quantity that is certain; what the fills alone give where there is no balance.
         position: cost and the rest of it.
         reason: one sentence, for people.
-        movements: what was replayed, under the reading that was confirmed.
+        movements: of the window, under the reading that was confirmed.
         opening: units before the first of them.
+        balance: what all of it is anchored at, None without one.
+        begins: how many of them came before what ``position`` is the replay of.
+        brought: what that replay began with: a recorded entry, an assumed one, units of unknown
+            cost; None where it began with nothing.
+        increment: tolerance of a replay of more than that.
     """
 
     status: Status
@@ -114,6 +119,10 @@ class Finding:
     movements: tuple[Movement, ...]
     opening: Decimal
     conflict: Conflict | None = None
+    balance: Decimal | None = None
+    begins: int = 0
+    brought: Lot | None = None
+    increment: Decimal = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +171,27 @@ class _Reading:
         """When the point was reached, None for the start of the window."""
         return self.movements[point.index - 1].fill.time if point.index else None
 
-    def finding(self, status: Status, position: Position, reason: str) -> Finding:
+    def finding(
+        self,
+        status: Status,
+        position: Position,
+        reason: str,
+        *,
+        begins: int = 0,
+        brought: Lot | None = None,
+    ) -> Finding:
         if position.ambiguous:
             status, reason = Status.AMBIGUOUS, _TIED
-        return Finding(status, self.end.units, position, reason, self.movements, self.start.units)
+        return Finding(
+            status,
+            self.end.units,
+            position,
+            reason,
+            self.movements,
+            self.start.units,
+            begins=begins,
+            brought=brought,
+        )
 
 
 _TIED = "fills of the same instant can be ordered in ways that lead to different entries"
@@ -180,7 +206,10 @@ def explain(question: Question) -> Finding | None:
         finding = _dust(question, question.balance)
     else:
         finding = _anchored(question, question.balance)
-    return None if finding is None else _without_one_currency(finding)
+    if finding is None:
+        return None
+    finding = replace(finding, balance=question.balance, increment=question.increment)
+    return _without_one_currency(finding)
 
 
 def _without_one_currency(finding: Finding) -> Finding:
@@ -274,7 +303,7 @@ def _exact(question: Question, reading: _Reading, flat: _Point) -> Finding:
     else:
         began = reading.movements[flat.index].fill.time
         reason = f"the fills explain the balance since {format_instant(began)}"
-    return reading.finding(Status.EXACT, position, reason)
+    return reading.finding(Status.EXACT, position, reason, begins=flat.index)
 
 
 def _with_realised(position: Position, whole: Position | None) -> Position:
@@ -296,7 +325,8 @@ def _carried(question: Question, reading: _Reading) -> Finding | None:
     inside = recorded.as_of is not None and recorded.as_of >= question.since
     if not points or not (inside or question.complete):
         return None
-    positions = [_carry_on(question, reading, recorded, point) for point in points]
+    lot = _recorded_lot(recorded)
+    positions = [_carry_on(question, reading, recorded, lot, point) for point in points]
     sold_later = any(movement.units < 0 for movement in reading.movements[points[-1].index :])
     by_lots = question.method is not Method.AVERAGE and sold_later
     differ = len({_figures_of(position) for position in positions}) > 1
@@ -304,21 +334,30 @@ def _carried(question: Question, reading: _Reading) -> Finding | None:
         return None  # older fills may say it for certain
     if differ:
         reason = "the recorded entry can be carried on from more than one point of the window"
-        return reading.finding(Status.AMBIGUOUS, positions[0], reason)
+        first = points[0].index
+        return reading.finding(Status.AMBIGUOUS, positions[0], reason, begins=first, brought=lot)
     known_since = reading.time(points[-1]) or question.since
     reason = (
         f"the recorded {text(recorded.units)} are what the fills imply at "
         f"{format_instant(known_since)}; its entry carries on"
     )
-    return reading.finding(Status.CARRIED, positions[-1], reason)
+    return reading.finding(
+        Status.CARRIED, positions[-1], reason, begins=points[-1].index, brought=lot
+    )
 
 
-def _carry_on(question: Question, reading: _Reading, recorded: Recorded, point: _Point) -> Position:
+def _recorded_lot(recorded: Recorded) -> Lot:
     assert recorded.cost is not None
     units = recorded.units
     lot = Lot(units, units, recorded.cost, recorded.currency, recorded.fee_value)
     if recorded.fee_value:
         lot.fees[recorded.currency] = recorded.fee_value
+    return lot
+
+
+def _carry_on(
+    question: Question, reading: _Reading, recorded: Recorded, lot: Lot, point: _Point
+) -> Position:
     movements = reading.movements[point.index :]
     position = _replay(question, movements, lot)
     if not movements:
@@ -339,7 +378,9 @@ def _outflow(question: Question, reading: _Reading) -> Finding | None:
         f"{text(-lowest.units)} {question.asset} left without a fill (a withdrawal, a "
         f"conversion): the fills give {text(units - lowest.units)}, the balance is {text(units)}"
     )
-    return reading.finding(Status.UNEXPLAINED_OUTFLOW, _shrunk(position, units), reason)
+    return reading.finding(
+        Status.UNEXPLAINED_OUTFLOW, _shrunk(position, units), reason, begins=lowest.index
+    )
 
 
 def _shrunk(position: Position, units: Decimal) -> Position:
@@ -361,7 +402,8 @@ def _from_dust(question: Question, reading: _Reading) -> Finding | None:
         if ZERO < point.units < question.dust:
             position = _replay(question, reading.movements[point.index :])
             reason = f"the fills explain the balance but for {text(point.units)} of dust before"
-            return reading.finding(Status.EXACT, _with_realised(position, None), reason)
+            position = _with_realised(position, None)
+            return reading.finding(Status.EXACT, position, reason, begins=point.index)
     return None
 
 
@@ -376,17 +418,19 @@ def _with_unknown_cost(question: Question, reading: _Reading) -> Finding:
             f"{text(start)} {question.asset} from before the first fill are taken at "
             f"{text(question.assumed_entry)} {currency}, as the operator said"
         )
-        return reading.finding(Status.ASSUMED, _replay(question, reading.movements, lot), reason)
-    position = _replay(question, reading.movements, unknown_lot(start))
+        position = _replay(question, reading.movements, lot)
+        return reading.finding(Status.ASSUMED, position, reason, brought=lot)
+    unknown = unknown_lot(start)
+    position = _replay(question, reading.movements, unknown)
     if not position.unknown_units:
         # By lots: whatever the first units had cost, they are the ones that were sold.
         reason = f"the {text(start)} {question.asset} from before the first fill were sold"
-        return reading.finding(Status.EXACT, position, reason)
+        return reading.finding(Status.EXACT, position, reason, brought=unknown)
     reason = (
         f"{text(start)} {question.asset} were held before the first fill there is "
         f"(since {format_instant(question.since)}); their cost is unknown"
     )
-    return reading.finding(Status.PARTIAL, position, reason)
+    return reading.finding(Status.PARTIAL, position, reason, brought=unknown)
 
 
 def _dust(question: Question, balance: Decimal) -> Finding:

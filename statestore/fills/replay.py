@@ -380,12 +380,51 @@ def replay(
     """
     books = [Book(method, opening=opening, increment=increment, oversell=oversell)]
     for tied in _instants(movements):
-        if len(tied) == 1 or len({movement.units > 0 for movement in tied}) == 1:
-            for book in books:
-                for movement in tied:
-                    book.apply(movement)
+        books = _after(books, tied)
+    return _reached(books)
+
+
+@exact
+def replay_each(
+    movements: Sequence[Movement],
+    method: Method = Method.AVERAGE,
+    *,
+    opening: Lot | None = None,
+    increment: Decimal = ZERO,
+) -> list[Position | None]:
+    """Return the position after each movement; the last one is what `replay` returns.
+
+    Between tied fills of both sides there is none, since nobody knows which came first: None for
+    all but the last of them.
+    """
+    books = [Book(method, opening=opening, increment=increment)]
+    found: list[Position | None] = []
+    for tied in _instants(movements):
+        if _one_sided(tied):
+            for movement in tied:
+                books = _after(books, [movement])
+                found.append(_reached(books))
         else:
-            books = _follow_orders(books, tied)
+            books = _after(books, tied)
+            found += [*[None] * (len(tied) - 1), _reached(books)]
+    return found
+
+
+def _one_sided(tied: Sequence[Movement]) -> bool:
+    return len(tied) == 1 or len({movement.units > 0 for movement in tied}) == 1
+
+
+def _after(books: list[Book], tied: list[Movement]) -> list[Book]:
+    """Apply the movements of one instant, in every order that can differ."""
+    if not _one_sided(tied):
+        return _follow_orders(books, tied)
+    for book in books:
+        for movement in tied:
+            book.apply(movement)
+    return books
+
+
+def _reached(books: list[Book]) -> Position:
     positions = [_position(book) for book in books]
     first = positions[0]
     if any(position.realised != first.realised for position in positions):
@@ -424,7 +463,7 @@ def _position(book: Book) -> Position:
         realised_net=_net(book, realised, fee_value),
         uncovered=book.uncovered,
         opened_at=book.opened_at,
-        lots=tuple(book.lots),
+        lots=tuple(lot.copy() for lot in book.lots),
     )
 
 

@@ -33,7 +33,8 @@ from statestore.model import Balances, Batch, Fill, Method, Product
 from statestore.repair.marks import CASH
 from statestore.repair.plan import Action, Evidence, document
 from statestore.repair.reading import Window
-from statestore.repair.rebuild import Options, Proposal, fill_trail
+from statestore.repair.rebuild import Options, Proposal
+from statestore.repair.trail import records_of
 from statestore.times import format_instant, now, parse_instant
 
 SCHEMA = "statestore.plan/1"
@@ -308,12 +309,8 @@ def _outcome(proposal: Proposal) -> dict[str, Any]:
 
 def _evidence(proposal: Proposal) -> dict[str, list[dict[str, Any]]]:
     """The fills behind each position that would be written, with the running quantity."""
-    written = {change.asset for change in proposal.plan.writes}
-    trails: dict[str, list[dict[str, Any]]] = {asset: [] for asset in sorted(written)}
-    for line in fill_trail(proposal.plan):
-        if line["asset"] in written:
-            trails[line["asset"]].append(line)
-    return trails
+    plan = proposal.plan
+    return {change.asset: list(records_of(change, plan.method)) for change in plan.writes}
 
 
 def _sum(body: Mapping[str, Any]) -> str:

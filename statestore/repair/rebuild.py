@@ -9,7 +9,7 @@ saved by somebody else in between refuses the plan (`RevisionConflict`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -48,7 +48,6 @@ from statestore.repair.plan import (
     quote_of,
     read_entries,
     recorded_of,
-    running,
 )
 from statestore.repair.reading import (
     ALL_HISTORY_HOURS,
@@ -362,32 +361,6 @@ def _audited(plan: Plan) -> dict[str, Any]:
             for change in plan.writes
         ],
     }
-
-
-def fill_trail(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Return one record per fill and asset of the plan: what it moved, and the running quantity.
-
-    The running quantity starts at what was held before the first fill; without a balance, at zero.
-    """
-    for change in plan.changes:
-        finding = change.finding
-        for movement, held in zip(finding.movements, running(finding), strict=True):
-            fill = movement.fill
-            yield {
-                "asset": change.asset,
-                "time": format_instant(fill.time),
-                "product_id": fill.product_id,
-                "side": fill.side.value,
-                "trade_type": fill.kind.value,
-                "price": text(fill.price),
-                "units": text(movement.units),
-                "running": text(held),
-                "commission": text(fill.commission),
-                "commission_currency": fill.commission_currency,
-                "entry_id": fill.entry_id,
-                "trade_id": fill.trade_id,
-                "order_id": fill.order_id,
-            }
 
 
 # What the state records
