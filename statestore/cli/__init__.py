@@ -21,6 +21,8 @@ _COMMANDS = {
     "demo": "The main job on a simulated exchange, without any key.",
     "diff": "Show what differs between two versions of the state.",
     "edit": "Change the state by hand, in an editor, safely.",
+    "explain": "Say how a quantity and its entry price came about.",
+    "fills": "Print the fills behind each quantity: the audit trail.",
     "history": "List every version of the state that is at hand.",
     "kill-switch": "Halt a bot, release it, ask.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
