@@ -8,9 +8,10 @@ What is promised:
 
 * A hole is fetched, never assumed. A range counts as proven only after a whole answer for it was
   read, and rows and range are written in one transaction, so no range is ever ahead of its rows.
-* A range ends a minute (`MARGIN`) before the exchange's clock stood when the request was sent (or
-  this machine's, if that is behind): nothing is claimed that may not have been posted yet. What is
-  claimed last is read again the next time, one hour of it (`OVERLAP`), for fills posted late.
+* Only what had an hour to settle (`SETTLED`) is proven: a range ends that long before the time at
+  which the request was sent, by the exchange's clock or this machine's, whichever is behind. So
+  the last hour is fetched each time, a fill may be posted late by as much, and no clock that is
+  wrong makes a range claim what was not posted yet.
 * A row is kept as it was sent, to the last digit, rejected ones too. Rows are told apart by all of
   their content: an ``entry_id`` that comes back different is kept twice, and stays a conflict.
 * Nothing of one exchange or portfolio is ever returned for another.
@@ -36,7 +37,7 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from types import NoneType
@@ -50,8 +51,7 @@ from statestore.times import NANOSECONDS, format_instant, now, parse_instant
 
 T = TypeVar("T")
 
-MARGIN = 60 * NANOSECONDS
-OVERLAP = 3_600 * NANOSECONDS
+SETTLED = 3_600 * NANOSECONDS
 
 _APPLICATION = 0x66696C6C  # "fill", so that no other program's database is taken for a ledger
 _VERSION = 1
@@ -115,16 +115,9 @@ class _Range(NamedTuple):
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Hole:
-    """What has to be fetched.
+class _Hole(NamedTuple):
+    """What has to be fetched; until None is the present."""
 
-    Attributes:
-        ask: where the request begins: at ``since``, or an overlap before it.
-        until: None is the present.
-    """
-
-    ask: int
     since: int
     until: int | None
 
@@ -223,16 +216,21 @@ class LedgerSource:
         if not self._believed:
             known = _Known(newest_id=known.newest_id)
         holes = _holes(since, until, known.ranges)
-        self._remembered |= holes != [_Hole(since, since, until)]
+        self._remembered |= holes != [_Hole(since, until)]
         rows = {kept.digest: kept for kept in known.rows}
         pages, whole_since = 0, known.whole_since
-        for hole in holes:
+        for number, hole in enumerate(holes, 1):
             sent = self._sent() if self._keep and not self._off else None
-            batch = self._source.fills(hole.ask, hole.until)
+            batch = self._source.fills(hole.since, hole.until)
             pages += batch.pages
             if batch.exhausted:
-                whole_since = hole.ask if whole_since is None else max(whole_since, hole.ask)
-            fetched = self._kept(batch.rows)
+                former = hole.since if whole_since is None else whole_since
+                whole_since = max(former, hole.since)
+            # Each read numbers its pages from 1; a row is told apart by where it stands.
+            fetched = self._kept(
+                row if number == 1 else replace(row, origin=f"read {number}, {row.origin}")
+                for row in batch.rows
+            )
             rows.update((kept.digest, kept) for kept in fetched)
             if self._keep:
                 self._store(hole, sent, fetched, whole_since, known.newest_id)
@@ -404,7 +402,8 @@ class LedgerSource:
         """Keep the rows of a whole answer, and the range that they prove, both or neither."""
         proven = None
         if sent is not None:
-            end = sent - MARGIN if hole.until is None else min(hole.until, sent - MARGIN)
+            settled = sent - SETTLED
+            end = settled if hole.until is None else min(hole.until, settled)
             proven = _Range(_fitting(hole.since), _fitting(end))
 
         def write(ledger: sqlite3.Connection) -> None:
@@ -473,31 +472,21 @@ def _forget(ledger: sqlite3.Connection, origin: int, proven: _Range, newest_id: 
 def _holes(since: int, until: int | None, ranges: Iterable[_Range]) -> list[_Hole]:
     """What of ``[since, until)`` is not proven, oldest first.
 
-    A range that ends in the future (a clock was set back) is believed up to the present only.
+    A range that ends in the future (a clock was set back) is believed no further than any other.
     """
-    present = now() - MARGIN
-    ends: set[int] = set()
-    holes: list[_Range] = []
+    settled = now() - SETTLED
+    holes: list[_Hole] = []
     position = since
-    end = _LATEST if until is None else until
-    for begins, stops in ranges:
-        stops = min(stops, present)
-        if begins >= end or stops < since or stops <= begins:
+    for begins, ends in ranges:
+        ends = min(ends, settled)
+        if ends <= position or begins >= ends or (until is not None and begins >= until):
             continue
-        ends.add(stops)
         if begins > position:
-            holes.append(_Range(position, begins))
-        position = max(position, stops)
-    if position < end:
-        holes.append(_Range(position, end))
-    return [
-        _Hole(
-            hole.since - OVERLAP if hole.since in ends else hole.since,
-            hole.since,
-            None if until is None and hole.until == end else hole.until,
-        )
-        for hole in holes
-    ]
+            holes.append(_Hole(position, begins))
+        position = ends
+    if until is None or position < until:
+        holes.append(_Hole(position, until))
+    return holes
 
 
 def _executed(row: Row) -> int | None:
