@@ -57,6 +57,25 @@ class Status(StrEnum):
     MOVING = "MOVING"
 
 
+# What to tell somebody who has never heard of them.
+STATUS_MEANINGS: Mapping[Status, str] = {
+    Status.EXACT: "Proven: the fills explain every unit that is held, and what it cost.",
+    Status.CARRIED: "Proven: the fills do not reach back to the purchase, but they lead from the "
+    "recorded quantity to the balance, so the recorded entry carries on.",
+    Status.ASSUMED: "The quantity is proven; the cost of the units no fill explains is what the "
+    "operator said it was.",
+    Status.PARTIAL: "Not proven: the quantity is certain, the entry price is not. Units are left "
+    "over that no fill explains, or the cost was paid in more than one currency.",
+    Status.AMBIGUOUS: "Not proven: there is more than one way to read it, and they disagree.",
+    Status.UNEXPLAINED_OUTFLOW: "Not proven: the quantity is certain, but units left without a "
+    "fill (a withdrawal, a conversion), so what is left may have another cost than the fills say.",
+    Status.DUST: "Too little to be a position: worth under 1 USD, or less than the smallest order.",
+    Status.UNCOVERED: "Not proven: there is no balance to start from, and the fills alone do not "
+    "add up to what is recorded.",
+    Status.MOVING: "Not proven: it was traded while it was read, or after --until.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Fill:
     """One execution the exchange reports, as it is read: no accounting has happened yet.

@@ -19,6 +19,7 @@ from statestore.cli.sources import (
     talk_options,
     window_options,
 )
+from statestore.model import STATUS_MEANINGS
 from statestore.times import format_instant, parse_instant
 
 if TYPE_CHECKING:
@@ -27,30 +28,6 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _COLUMN = 19
 _SHOWN = 20  # fills at either end of a long trail
-
-MEANING = {
-    "EXACT": "Proven: the fills explain every unit, and what it cost.",
-    "CARRIED": (
-        "Proven: the fills do not reach back to where it began, but they lead from the recorded "
-        "quantity to the balance, so the recorded entry carries on."
-    ),
-    "ASSUMED": "Written as proven, on your word: you gave the cost of what no fill explains.",
-    "PARTIAL": (
-        "Not proven: the quantity is certain, the entry price is not. Units are left over "
-        "that no fill explains, or the cost was paid in more than one currency."
-    ),
-    "UNEXPLAINED_OUTFLOW": (
-        "Not proven: the quantity is certain, but units left without a fill, so what is left may "
-        "have another cost than the fills say."
-    ),
-    "AMBIGUOUS": "Not proven: there is more than one way to read it, and they disagree.",
-    "DUST": "Too little to be a position: worth under 1 USD, or less than the smallest order.",
-    "UNCOVERED": (
-        "Not proven: there is no balance to start from, and the fills alone do not add up to what "
-        "is recorded."
-    ),
-    "MOVING": "Not proven: it was traded while it was read, or after --until.",
-}
 
 
 @click.command("explain", epilog=EPILOG, context_settings={"show_default": True})
@@ -98,7 +75,7 @@ def _document(plan: Plan, change: Change, trail: Sequence[Mapping[str, Any]]) ->
     return {
         "schema": "statestore.explain/1",
         **figures,
-        "meaning": MEANING[figures["status"]],
+        "meaning": STATUS_MEANINGS[change.finding.status],
         "proven": change.allowed,
         "balance": text(change.finding.balance),
         "held_before_first_fill": text(change.finding.opening),
@@ -121,7 +98,7 @@ def _told(
     finding, position = change.finding, change.finding.position
     currency = position.currency or ""
     yield f"{change.asset}: {finding.status.value}"
-    yield from _wrapped(MEANING[finding.status.value])
+    yield from _wrapped(STATUS_MEANINGS[finding.status])
     yield from _wrapped(f"{finding.reason[:1].upper()}{finding.reason[1:]}.")
     yield ""
     yield from _facts(

@@ -161,6 +161,7 @@ def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None)
     """Return the source that the flags and settings name.
 
     The exchange is read through the ledger of its portfolio, which a dry run does not write to.
+    What is about to be written as planned rests on no memory, so that a change is seen.
 
     Raises:
         ConfigError: the ledger's place is that of another file.
@@ -181,7 +182,7 @@ def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None)
     )
     allowed = source.permissions()
     warnings = check_permissions(allowed, require_view_only=flags["require_view_only"])
-    if flags["no_ledger"] or not allowed.portfolio_id:
+    if flags["no_ledger"] or flags.get("plan_path") or not allowed.portfolio_id:
         return Opened(source, allowed.portfolio_id, warnings)
     from statestore.fills.ledger import LedgerSource
     from statestore.repair.plan import Warn

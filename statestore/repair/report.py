@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from statestore.amounts import text
 from statestore.errors import UsageError
-from statestore.model import Status
+from statestore.model import STATUS_MEANINGS, Status
 from statestore.repair.chart import Chart, draw
 from statestore.repair.plan import PROVEN, QUANTITY_FIELDS, Action, Change, Plan, Warn, running
 from statestore.times import format_instant
@@ -35,23 +35,6 @@ _T = TypeVar("_T")
 
 # How the first lines of a report read, by which it is known again.
 GENERATOR = '<meta name="generator" content="statestore report">'
-
-MEANINGS: Mapping[Status, str] = {
-    Status.EXACT: "Proven: the fills explain every unit that is held, and what it cost.",
-    Status.CARRIED: "Proven: the fills do not reach back to the purchase, but at one point they "
-    "imply exactly the recorded quantity, so its recorded entry carries on.",
-    Status.ASSUMED: "The quantity is proven; the cost of the units no fill explains is what the "
-    "operator said it was.",
-    Status.PARTIAL: "Not proven: the quantity is certain, the entry price is not, because fills "
-    "explain only a part of what was paid.",
-    Status.AMBIGUOUS: "Not proven: the evidence can be read in more than one way.",
-    Status.UNEXPLAINED_OUTFLOW: "Not proven: units left without a fill (a withdrawal, a "
-    "conversion). What is held is certain, where the rest went is not.",
-    Status.DUST: "What is held is too little to be a position.",
-    Status.UNCOVERED: "Not proven: there is no balance to check against, and the fills do not add "
-    "up to what is recorded.",
-    Status.MOVING: "Not proven: the balance changed while it was being read.",
-}
 
 _MARKS = {
     "product": "at the price the exchange gave",
@@ -407,7 +390,7 @@ def _card(change: Change, plan: Plan, number: int) -> Card:
     return Card(
         change=change,
         anchor=f"p{number}",
-        meaning=MEANINGS[finding.status],
+        meaning=STATUS_MEANINGS[finding.status],
         accepted=_accepted(change),
         figures=tuple(_figures(change)),
         more=tuple(_more(change)),

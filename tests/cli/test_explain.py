@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from statestore.cli.explain import MEANING
 from statestore.model import Status
 from statestore.simulated import SimulatedExchange, fills
 from tests.cli.conftest import Ran, Run
 from tests.cli.test_fills import ROWS, WINDOW
-from tests.cli.test_rebuild_live import exchange as exchange  # a fixture
 
 
 @pytest.fixture
@@ -150,10 +148,6 @@ def test_a_name_that_nobody_knows_is_a_usage_error(explain: Run) -> None:
 
     assert ran.code == 2
     assert "XYZ" in ran.error
-
-
-def test_every_status_has_a_meaning() -> None:
-    assert set(MEANING) == {status.value for status in Status}
 
 
 def test_what_is_held_and_neither_recorded_nor_filled_is_explained(

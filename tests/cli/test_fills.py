@@ -13,7 +13,6 @@ import pytest
 
 from statestore.simulated import SimulatedExchange, fills
 from tests.cli.conftest import Ran, Run
-from tests.cli.test_rebuild_live import exchange as exchange  # a fixture
 
 WINDOW = ("--since", "2025-11-18T04:00:00Z", "--until", "2025-11-20T00:00:00Z")
 ROWS = fills(

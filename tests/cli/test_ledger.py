@@ -15,7 +15,6 @@ from statestore.config import load_settings, places
 from statestore.simulated import SimulatedExchange
 from tests.cli.conftest import Ran, Run
 from tests.cli.test_rebuild_apply import snapshot
-from tests.cli.test_rebuild_live import exchange as exchange  # a fixture
 
 STATE: dict[str, Any] = {"positions": {}}
 

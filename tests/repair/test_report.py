@@ -26,13 +26,12 @@ from statestore.fills.coverage import Finding
 from statestore.fills.normalise import normalise
 from statestore.fills.replay import movements_of, replay
 from statestore.fills.sources.recorded import RecordedFills
-from statestore.model import Batch, Method, Row, Status
+from statestore.model import STATUS_MEANINGS, Batch, Method, Row, Status
 from statestore.repair.chart import HEIGHT, WIDTH, Chart, draw
 from statestore.repair.plan import Plan, running
 from statestore.repair.rebuild import Options, propose
 from statestore.repair.report import (
     GENERATOR,
-    MEANINGS,
     Outcome,
     Report,
     command_line,
@@ -312,8 +311,8 @@ def test_before_and_after_stand_side_by_side(planned: Planned) -> None:
 
 
 def test_every_status_is_put_into_words() -> None:
-    assert set(MEANINGS) == set(Status)
-    assert len(set(MEANINGS.values())) == len(Status)
+    assert set(STATUS_MEANINGS) == set(Status)
+    assert len(set(STATUS_MEANINGS.values())) == len(Status)
 
 
 def test_what_is_not_proven_comes_first_with_its_reason(planned: Planned) -> None:
@@ -328,7 +327,7 @@ def test_what_is_not_proven_comes_first_with_its_reason(planned: Planned) -> Non
     assert "their cost is unknown. 0.4 BTC at unknown cost." in found.text
     assert "Entry price not recorded unknown" in found.text
     assert "Cost not recorded 12200 USD of the units whose cost is known" in found.text
-    assert MEANINGS[Status.PARTIAL] in found.text
+    assert STATUS_MEANINGS[Status.PARTIAL] in found.text
     assert "--skip-unproven" in found.text
 
 
