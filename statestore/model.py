@@ -15,6 +15,11 @@ from enum import StrEnum
 # Currencies counted as another one at 1, by the venue's own convention; said in every report.
 PEGS: Mapping[str, str] = {"USDC": "USD"}
 
+# Currencies that pay for positions and are none themselves: never reported as an unmanaged holding.
+_FIAT = "AED AUD BRL CAD CHF CZK DKK EUR GBP HKD HUF INR JPY MXN NOK NZD PLN SEK SGD TRY USD ZAR"
+_STABLE = "DAI EURC FDUSD GUSD PYUSD RLUSD TUSD USD1 USDC USDP USDS USDT"
+CASH = frozenset(f"{_FIAT} {_STABLE}".split())
+
 
 def settled_in(currency: str) -> str:
     """Return the unit of account of a quote currency: USDC counts as USD, others as themselves."""

@@ -14,11 +14,6 @@ from statestore.model import PEGS, Fill, Product
 
 _DOLLARS = ("USD", *(currency for currency, unit in PEGS.items() if unit == "USD"))
 
-# Currencies that pay for positions and are none themselves: never reported as an unmanaged holding.
-_FIAT = "AED AUD BRL CAD CHF CZK DKK EUR GBP HKD HUF INR JPY MXN NOK NZD PLN SEK SGD TRY USD ZAR"
-_STABLE = "DAI EURC FDUSD GUSD PYUSD RLUSD TUSD USD1 USDC USDP USDS USDT"
-CASH = frozenset(f"{_FIAT} {_STABLE}".split())
-
 
 def products_needed(
     assets: Collection[str], fills: Iterable[Fill], quotes: Mapping[str, Collection[str]]

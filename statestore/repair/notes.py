@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from statestore.amounts import exact, text
 from statestore.disk.store import StateMeta
 from statestore.fills.coverage import Finding
-from statestore.model import PEGS
-from statestore.repair.marks import CASH
+from statestore.model import CASH, PEGS
 from statestore.repair.plan import Change, Entries, Warn
 from statestore.repair.reading import Reading
 from statestore.times import format_instant

@@ -29,8 +29,7 @@ from statestore.disk.store import StateMeta
 from statestore.errors import PlanStale, UsageError
 from statestore.fills.normalise import decode_json
 from statestore.fills.sources import FillSource
-from statestore.model import Balances, Batch, Fill, Method, Product
-from statestore.repair.marks import CASH
+from statestore.model import CASH, Balances, Batch, Fill, Method, Product
 from statestore.repair.plan import Action, Evidence, document
 from statestore.repair.reading import Window
 from statestore.repair.rebuild import Options, Proposal

@@ -35,8 +35,16 @@ from statestore.errors import (
 from statestore.fills.coverage import Finding, Question, Recorded, explain
 from statestore.fills.replay import movements_of
 from statestore.fills.sources import FillSource, RememberingSource
-from statestore.model import KeyPermissions, Method, Product, Side, Status, settled_in
-from statestore.repair.marks import CASH, dust_of, increment_of, products_needed
+from statestore.model import (
+    CASH,
+    KeyPermissions,
+    Method,
+    Product,
+    Side,
+    Status,
+    settled_in,
+)
+from statestore.repair.marks import dust_of, increment_of, products_needed
 from statestore.repair.notes import notes
 from statestore.repair.plan import (
     Entries,
