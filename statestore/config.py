@@ -18,6 +18,8 @@ setting            environment                 default
 none               ``VISUAL``, ``EDITOR``      ``vi``
 none               ``COINBASE_API_KEY``        none
 none               ``COINBASE_API_SECRET``     none
+none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD`` likewise,
+                                               and so for every exchange
 =================  ==========================  ======================================
 
 ``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
@@ -44,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from statestore.amounts import parse_amount
-from statestore.errors import ConfigError
+from statestore.errors import ConfigError, CredentialsError
 
 _PATHS = {
     "state": "STATE_FILE",
@@ -73,6 +75,38 @@ class Settings:
     backups: Mapping[str, int] = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)
     api_secret: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """An exchange key of the environment. Never printed: its ``repr`` shows nothing of it.
+
+    Attributes:
+        password: what some exchanges want besides (kucoin's passphrase), empty for most.
+    """
+
+    api_key: str = field(repr=False)
+    secret: str = field(repr=False)
+    password: str = field(default="", repr=False)
+
+
+def exchange_keys(prefix: str, environ: Mapping[str, str] = os.environ) -> Keys:
+    """Return what ``PREFIX_API_KEY``, ``PREFIX_SECRET`` and ``PREFIX_PASSWORD`` hold.
+
+    Raises:
+        CredentialsError: there is no key, or only half of it.
+    """
+    values = {
+        name: environ.get(f"{prefix}_{name}", "").strip()
+        for name in ("API_KEY", "SECRET", "PASSWORD")
+    }
+    missing = [f"{prefix}_{name}" for name in ("API_KEY", "SECRET") if not values[name]]
+    if missing:
+        raise CredentialsError(
+            f"no credentials for the exchange: set {' and '.join(missing)} "
+            "(a key that may only read is enough)"
+        )
+    return Keys(values["API_KEY"], values["SECRET"], values["PASSWORD"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def test_help_does_not_pay_for_the_exchange_or_the_store(arguments: list[str]) -
         f"sys.argv = ['statestore', *{arguments!r}]\n"
         "try: c.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'coinbase', 'requests', 'filelock', 'rich', 'stamina', 'platformdirs'}\n"
+        "heavy = {'ccxt', 'coinbase', 'requests', 'filelock', 'rich', 'stamina', 'platformdirs'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

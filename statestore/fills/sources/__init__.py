@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol, runtime_checkable
 
-from statestore.model import Balances, Batch, Product
+from statestore.model import Balances, Batch, KeyPermissions, Product
+
+
+class ReadOnlyViolation(RuntimeError):
+    """Something tried to do more than read. A bug, so not a `StateStoreError`."""
 
 
 class FillSource(Protocol):
@@ -35,3 +39,11 @@ class RememberingSource(FillSource, Protocol):
 
     def afresh(self) -> FillSource | None:
         """Return the same source without its memory, or None if it gave nothing from memory."""
+
+
+@runtime_checkable
+class TellsPermissions(Protocol):
+    """A source that can say what its key may do. Others cannot keep ``--require-view-only``."""
+
+    def permissions(self) -> KeyPermissions:
+        """Return what the key may do, asked of the exchange now."""

@@ -41,6 +41,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.fills.normalise import balances_of, decode_json
+from statestore.fills.sources import ReadOnlyViolation
 from statestore.model import Balances, Batch, KeyPermissions, Product, Row
 from statestore.times import NANOSECONDS, format_instant, now
 
@@ -74,10 +75,6 @@ _REQUESTS_PER_SECOND = 10  # a third of what the exchange allows a user
 _LONGEST_RETRY_AFTER = 30.0
 
 Get = Callable[[str, Mapping[str, object]], dict[str, object]]
-
-
-class ReadOnlyViolation(RuntimeError):
-    """Something tried to do more than read. A bug, so not a `StateStoreError`."""
 
 
 @dataclass(frozen=True, slots=True)

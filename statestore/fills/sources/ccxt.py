@@ -1,0 +1,625 @@
+"""Fills, balances and products of further exchanges, read through ccxt.
+
+What is promised:
+
+* Only calls of the venue's list leave (`venues.Venue.reads`, a handful of hundreds). That only GET
+  leaves cannot be promised here: kraken wants its private reads as POST, and deribit places orders
+  by GET. So the list names each call, and three layers hold it, below every method of ccxt: the
+  call before it is signed; what was signed, before it is sent; and the one adapter of the
+  session, which compares method, host and path once more. No redirect is followed. An exchange
+  without a list is not opened. A source keeps no client, just functions that read.
+* An answer is whole or an error. Pages are followed here, each exchange's way; ccxt's pagination
+  and its filters, which drop rows silently, are not used. A page that leads no further, a chain
+  that ends before the exchange's own count and an answer of another shape are `IncompleteRead`.
+* Digits are the exchange's: ccxt gets JSON fractions as their text, and gives amounts as text.
+* Key, secret, password and signature are in no message, no log and no ``repr``. ccxt puts URL and
+  body into its messages and headers into its log; neither gets out.
+
+What a fill's fee cannot say is not made up: fees of several currencies on one fill, or none told,
+reject the row. A fee in a third currency (BNB) has no value in quote, so it is reported as unknown;
+the units it takes from that currency's own balance are for `coverage` to notice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from statestore.amounts import exact, parse_amount
+from statestore.config import Keys
+from statestore.errors import (
+    CredentialsError,
+    ExchangeError,
+    IncompleteRead,
+    SourceError,
+    UsageError,
+)
+from statestore.fills.normalise import balances_of
+from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources.venues import (
+    VENUES,
+    NotWhole,
+    Page,
+    Raw,
+    Slice,
+    Stream,
+    Venue,
+    known,
+    spans,
+)
+from statestore.model import CASH, Balances, Batch, Product, Row
+from statestore.times import format_instant, now
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+
+T = TypeVar("T")
+
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
+_EARLIER_MS = 1_000
+# Clocks differ, and a fill is posted after it is executed.
+_LATER_MS = 600_000
+_LONGEST_RETRY_AFTER = 30.0
+_TICK_SIZE = 4  # ccxt's precisionMode in which a precision is an increment
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class CcxtSource:
+    """A `FillSource` over one exchange that ccxt can talk to and `venues` knows.
+
+    Args:
+        exchange: ccxt's id of it (``kraken``).
+        keys: a key that may read trades and balances.
+        base_url: host or host:port to ask in place of every host of the exchange, by https.
+        products: where fills are kept by market, only the assets of these are read; empty: all that
+            are held.
+        timeout: seconds to connect, and seconds without a byte.
+        max_pages: more than these is taken for a chain that does not end.
+        attempts: requests for one page at most.
+        give_up_after: seconds after which a page is not asked for again.
+        wait_initial, wait_max: seconds between two attempts, doubling from one to the other.
+        on_page: told (pages, rows so far) after each page of fills.
+
+    Raises:
+        UsageError: ccxt is not installed, the exchange is not known, or a host is none.
+        CredentialsError: the exchange wants a password besides.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        keys: Keys,
+        *,
+        base_url: str | None = None,
+        products: Collection[str] = (),
+        timeout: float = 30.0,
+        max_pages: int = 10_000,
+        attempts: int = 5,
+        give_up_after: float = 120.0,
+        wait_initial: float = 0.5,
+        wait_max: float = 15.0,
+        on_page: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._venue = venue_of(exchange)
+        client = read_only_client(exchange, keys, base_url=base_url, timeout=timeout)
+        self._name = f"ccxt:{exchange}"
+        self._assets = frozenset(re.split("[-/]", product.upper())[0] for product in products)
+        self._max_pages = max_pages
+        self._on_page = on_page or (lambda _pages, _rows: None)
+        self._held: Mapping[str, Decimal] | None = None
+        self._exists: dict[int, bool] = {}
+        self._code: Callable[[str], str] = client.safe_currency_code
+        self._parse: Callable[..., Mapping[str, Any]] = client.parse_trade
+        self._increments = client.precisionMode == _TICK_SIZE
+        patiently = _patience(
+            client, self._name, keys, attempts, give_up_after, wait_initial, wait_max
+        )
+
+        def ask(call: str, params: Mapping[str, object]) -> object:
+            return patiently(call, lambda: getattr(client, call)(dict(params)))
+
+        def markets() -> Mapping[str, Mapping[str, Any]]:
+            found = patiently("load_markets", lambda: client.load_markets(False, {**venue.markets}))
+            if not found:
+                raise IncompleteRead(f"{self._name}: the exchange lists no markets")
+            loaded: Mapping[str, Mapping[str, Any]] = found
+            return loaded
+
+        venue = self._venue
+        self._ask = ask
+        self._markets = markets
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def fills(self, since: int, until: int | None) -> Batch:
+        """Return at least every spot fill executed in ``[since, until)``.
+
+        Where the exchange keeps fills by market, those of all markets of the assets that are held
+        (or that ``products`` name) are read.
+        """
+        self._markets()
+        opened = self._venue.opened
+        first = max(since // 1_000_000 - _EARLIER_MS, opened)
+        last = (now() if until is None else until) // 1_000_000 + _LATER_MS
+        rows: dict[str, Row] = {}  # slices share their bounds, so a fill may come twice
+        pages = 0
+        for stream, market, asked in self._slices(first, last):
+            for page in self._chain(stream, asked):
+                pages += 1
+                for number, raw in enumerate(page.rows, 1):
+                    key = _content(raw)
+                    if key not in rows:
+                        rows[key] = self._row(raw, market, f"page {pages} row {number}")
+                self._on_page(pages, len(rows))
+        whole = all(stream.whole for stream in self._venue.streams)
+        return Batch(tuple(rows.values()), pages, exhausted=whole or first <= opened)
+
+    def balances(self) -> Balances:
+        """Return what is owned now, free and used, over the spot accounts."""
+        self._markets()
+        accounts = [
+            {**account, "currency": self._code(str(account.get("currency") or ""))}
+            for account in self._whole("balances", lambda: self._venue.accounts(self._ask))
+        ]
+        self._held = balances_of(accounts, self._name)
+        return Balances(self._held)
+
+    def products(self, product_ids: Collection[str]) -> dict[str, Product]:
+        """Return the products that are known, by id; one the exchange does not know is left out."""
+        markets = self._markets()
+        found = {}
+        for product_id in sorted(set(product_ids)):
+            market = markets.get(product_id.replace("-", "/"))
+            if market is not None and market.get("spot"):
+                found[product_id] = self._product(product_id, market)
+        return found
+
+    def _product(self, product_id: str, market: Mapping[str, Any]) -> Product:
+        increment = market["precision"]["amount"] if self._increments else None
+        price = self._whole(f"price of {product_id}", lambda: self._venue.price(self._ask, market))
+        try:
+            return Product(
+                product_id=product_id,
+                base=market["base"],
+                quote=market["quote"],
+                base_increment=None if increment is None else parse_amount(increment),
+                base_min_size=_known(market["limits"]["amount"]["min"]),
+                price=_known(price),
+            )
+        except ValueError as error:
+            raise IncompleteRead(f"{self._name}: product {product_id}: {error}") from error
+
+    def _slices(
+        self, first: int, last: int
+    ) -> Iterator[tuple[Stream, Mapping[str, Any] | None, Slice]]:
+        for number, stream in enumerate(self._venue.streams):
+            start = 0 if stream.whole else first
+            if start >= last or not self._has(number, stream):
+                continue
+            for market in self._filled_markets() if stream.by_market else [None]:
+                for since, until in spans(start, last, None if stream.whole else stream.longest):
+                    yield stream, market, Slice(since, until, market["id"] if market else "")
+
+    def _has(self, number: int, stream: Stream) -> bool:
+        """Whether the account keeps this list of fills; asked once."""
+        exists = stream.exists
+        if exists is None:
+            return True
+        if number not in self._exists:
+            self._exists[number] = self._whole("accounts", lambda: exists(self._ask))
+        return self._exists[number]
+
+    def _filled_markets(self) -> list[Mapping[str, Any] | None]:
+        """Markets that can have moved an asset: those it is the base of, and those it pays in."""
+        if not self._assets and self._held is None:
+            self.balances()
+        held = self._held or {}
+        assets = self._assets or {asset for asset, units in held.items() if units} - CASH
+        return [
+            market
+            for _, market in sorted(self._markets().items())
+            if market.get("spot") and not assets.isdisjoint((market["base"], market["quote"]))
+        ]
+
+    def _chain(self, stream: Stream, asked: Slice) -> Iterator[Page]:
+        """Yield the pages of a slice, to the end of the chain or an error."""
+        where = f"{self._name} fills{f' of {asked.market}' if asked.market else ''}"
+        whole = "so the fills are not whole and nothing was computed"
+        seen: set[str] = set()
+        after: str | None = None
+        total: int | None = None
+        for number in range(1, self._max_pages + 1):
+            page = self._page(stream, asked, after)
+            total = page.total if total is None else total
+            before = len(seen)
+            seen.update(map(_content, page.rows))
+            yield page
+            if page.after is None:
+                # Fills that came meanwhile shift the rest: some come twice then, none is left out.
+                if total is not None and len(seen) < total:
+                    raise IncompleteRead(
+                        f"{where}: {len(seen)} fills came of the {total} it counted, {whole}"
+                    )
+                return
+            if page.after == after or len(seen) == before:
+                raise IncompleteRead(f"{where}: page {number} leads no further, {whole}")
+            after = page.after
+        raise IncompleteRead(
+            f"{where}: no end after {self._max_pages} pages, {whole}; ask for a shorter window"
+        )
+
+    def _page(self, stream: Stream, asked: Slice, after: str | None) -> Page:
+        return self._whole("fills", lambda: stream.page(self._ask, asked, after))
+
+    def _whole(self, what: str, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except NotWhole as error:
+            raise IncompleteRead(f"{self._name}: {what}: {error}") from error
+
+    def _row(self, raw: Raw, market: Mapping[str, Any] | None, origin: str) -> Row:
+        if self._venue.as_it_is:
+            return Row(raw, origin)
+        try:
+            trade = self._parse(dict(raw), market)
+            return Row(_payload(self._venue, raw, trade), origin)
+        except _ODD as error:
+            raise IncompleteRead(
+                f"{self._name}: {origin} is no fill that ccxt can read ({type(error).__name__})"
+            ) from error
+
+
+def _content(raw: Raw) -> str:
+    return json.dumps(raw, sort_keys=True)
+
+
+def _known(value: object) -> Decimal | None:
+    return None if value in (None, "") else parse_amount(value)
+
+
+def _payload(venue: Venue, raw: Raw, trade: Mapping[str, Any]) -> dict[str, object]:
+    """Return a unified trade in the shape of Coinbase's List Fills, which `normalise` reads.
+
+    What ccxt does not tell is left out, and `normalise` rejects the row for it.
+    """
+    # BTC/USD:USD, a perpetual, becomes BTC-USD-USD: named, and not replayed.
+    product_id = str(trade.get("symbol") or "").replace("/", "-").replace(":", "-")
+    if venue.on_margin(raw):
+        product_id += "-MARGIN"
+    trade_id, order_id = (str(trade.get(name) or "") for name in ("id", "order"))
+    side = trade.get("side")
+    commission, currency = _fee(trade)
+    return {
+        # Ids count a market's trades, and both sides of a trade with oneself share one.
+        "entry_id": f"{product_id}/{order_id}/{trade_id}" if trade_id else "",
+        "trade_id": trade_id,
+        "order_id": order_id,
+        "product_id": product_id,
+        "side": side.upper() if isinstance(side, str) else side,
+        "price": trade.get("price"),
+        "size": trade.get("amount"),
+        "size_in_quote": False,
+        "commission": commission,
+        "commission_currency": currency,
+        "trade_time": _time(venue, raw),
+    }
+
+
+def _time(venue: Venue, raw: Raw) -> str:
+    try:
+        return format_instant(venue.time(raw))
+    except (ValueError, OverflowError) as error:
+        return str(error)  # no time either; it says why where the row is rejected
+
+
+@exact
+def _fee(trade: Mapping[str, Any]) -> tuple[str, str]:
+    """Return amount and currency of the fee; a text that is no number where it has not one each."""
+    fees = trade.get("fees") or [trade.get("fee") or {}]
+    amounts: dict[str, Decimal] = {}
+    for fee in fees:
+        cost, currency = fee.get("cost"), fee.get("currency")
+        if cost is None or not currency:
+            return "not told", ""
+        try:
+            amounts[currency] = amounts.get(currency, Decimal(0)) + parse_amount(cost)
+        except ValueError:
+            return str(cost), str(currency)  # `normalise` says what is wrong with it
+    paid = {currency: amount for currency, amount in amounts.items() if amount}
+    if len(paid) > 1:
+        return " and ".join(f"{amount} {currency}" for currency, amount in paid.items()), ""
+    currency, amount = next(iter((paid or amounts).items()))
+    return format(amount, "f"), currency
+
+
+# The client -----------------------------------------------------------------------------------
+
+
+def venue_of(exchange: str) -> Venue:
+    """Return what is known of an exchange.
+
+    Raises:
+        UsageError: nothing is; the message says of which something is.
+    """
+    if exchange not in VENUES:
+        raise UsageError(
+            f"ccxt:{exchange} cannot be read: which of its calls only read, and when its list of "
+            f"fills is whole, is written down for {', '.join(known())} only (docs/add-a-source.md)"
+        )
+    return VENUES[exchange]
+
+
+def read_only_client(
+    exchange: str, keys: Keys, *, base_url: str | None = None, timeout: float = 30.0
+) -> Any:
+    """Return ccxt's client of an exchange with everything but the venue's reads taken away.
+
+    Raises:
+        UsageError: ccxt is not installed, the exchange is not known, or ``base_url`` is no host.
+        CredentialsError: the exchange wants a password besides key and secret.
+    """
+    venue = venue_of(exchange)
+    if base_url is not None and not _HOST.fullmatch(base_url):
+        raise UsageError(f"base URL {base_url!r} is not a host or host:port (without https://)")
+    ccxt = _import_ccxt()
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    calls = {tuple(read.rsplit(" ", 2)) for read in venue.reads}
+
+    def refuse_call(path: str, api: object, method: str) -> None:
+        group = api if isinstance(api, str) else "/".join(api)  # type: ignore[arg-type]
+        if (group, method, path) not in calls:
+            raise ReadOnlyViolation(f"{exchange}: {group} {method} {path} is not for reading")
+
+    def refuse_url(method: object, url: object) -> None:
+        parts = urlsplit(str(url))
+        ends = {f"/{path}" for _, allowed, path in calls if allowed == method}
+        if parts.scheme != "https" or parts.netloc not in hosts:
+            raise ReadOnlyViolation(f"{parts.scheme}://{parts.netloc} is not {exchange}; not sent")
+        if not any(parts.path.endswith(end) for end in ends):
+            raise ReadOnlyViolation(f"{method} {parts.path} is not for reading; not sent")
+
+    class ReadOnlyAdapter(HTTPAdapter):
+        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
+            refuse_url(request.method, request.url)
+            response = super().send(request, *args, **kwargs)
+            response.headers.pop("Location", None)  # so nothing can follow a redirect
+            return response
+
+    class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
+        answered: tuple[int, str, str] | None = None  # status, body and Retry-After
+
+        def fetch2(
+            self, path: str, api: Any = "public", method: str = "GET", *a: Any, **k: Any
+        ) -> Any:
+            refuse_call(path, api, method)
+            return super().fetch2(path, api, method, *a, **k)
+
+        def sign(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().sign(*args, **kwargs)
+            except ccxt.BaseError:
+                raise
+            except Exception:  # noqa: BLE001 - whatever a signer says of a secret it cannot use
+                raise ccxt.AuthenticationError("the secret cannot sign") from None
+
+        def fetch(
+            self, url: str, method: str = "GET", headers: Any = None, body: Any = None
+        ) -> Any:
+            refuse_url(method, url)
+            answer = super().fetch(url, method, headers, body)
+            if not isinstance(answer, dict | list):
+                raise ccxt.BadResponse("the body is not JSON")
+            return answer
+
+        def on_rest_response(self, code: int, *args: Any) -> Any:
+            headers, body = args[3], args[4]
+            self.answered = (code, body, headers.get("Retry-After", ""))
+            return super().on_rest_response(code, *args)
+
+        def on_json_response(self, body: str) -> Any:
+            return json.loads(body, parse_float=str)
+
+    client = ReadOnly(
+        {
+            "apiKey": keys.api_key,
+            "secret": keys.secret,
+            **({"password": keys.password} if keys.password else {}),
+            "timeout": int(timeout * 1000),
+            "logger": _SILENT,
+            **venue.options,
+        }
+    )
+    if client.requiredCredentials.get("password") and not keys.password:
+        raise CredentialsError(
+            f"{exchange} wants the key's password (passphrase) as well: set "
+            f"CCXT_{exchange.upper()}_PASSWORD"
+        )
+    client.number = str
+    if base_url is not None:
+        client.urls["api"] = _elsewhere(client.urls["api"], base_url)
+    hosts = {urlsplit(client.implode_hostname(url)).netloc for url in _texts(client.urls["api"])}
+    client.session = requests.Session()
+    client.session.adapters.clear()
+    for scheme in ("https://", "http://"):
+        client.session.mount(scheme, ReadOnlyAdapter())
+    # Otherwise a ~/.netrc entry for the host replaces the signature.
+    client.session.auth = lambda request: request
+    return client
+
+
+def _import_ccxt() -> Any:
+    """Import ccxt (300 ms, so only now)."""
+    try:
+        import ccxt
+    except ImportError as error:
+        raise UsageError(
+            f"reading through ccxt needs it ({error}): pip install 'statestore[ccxt]'"
+        ) from error
+    # Its debug lines hold the URL, and some exchanges are sent their signature in it.
+    wire = logging.getLogger("urllib3.connectionpool")
+    if _without_signatures not in wire.filters:
+        wire.addFilter(_without_signatures)
+    return ccxt
+
+
+def _without_signatures(record: logging.LogRecord) -> bool:
+    return "signature" not in record.getMessage().lower()
+
+
+# ccxt logs headers and bodies, keys included.
+_SILENT = logging.Logger("ccxt", logging.CRITICAL + 1)
+
+
+def _texts(urls: object) -> Iterator[str]:
+    if isinstance(urls, str):
+        yield urls
+    elif isinstance(urls, Mapping):
+        for url in urls.values():
+            yield from _texts(url)
+
+
+def _elsewhere(urls: object, host: str) -> object:
+    if isinstance(urls, Mapping):
+        return {name: _elsewhere(url, host) for name, url in urls.items()}
+    return urlunsplit(("https", host, *urlsplit(str(urls))[2:]))
+
+
+# Failures -------------------------------------------------------------------------------------
+
+
+class _Failed(Exception):
+    """One request without an answer to work with; its text is made for people.
+
+    Attributes:
+        kind: the error it ends in, where asking again does not help.
+        passing: whether the same request may well succeed later.
+    """
+
+    def __init__(
+        self, said: str, kind: type[SourceError], passing: bool, retry_after: float | None
+    ) -> None:
+        super().__init__(said)
+        self.kind = kind
+        self.passing = passing
+        self.retry_after = retry_after
+
+
+def _patience(
+    client: Any,
+    name: str,
+    keys: Keys,
+    attempts: int,
+    give_up_after: float,
+    wait_initial: float,
+    wait_max: float,
+) -> Callable[[str, Callable[[], T]], T]:
+    """Return what makes a call, asks again where that may help, and explains a final failure."""
+    import stamina
+
+    ccxt = _import_ccxt()
+
+    def once(call: Callable[[], T]) -> T:
+        client.answered = None
+        try:
+            return call()
+        except (ccxt.BaseError, *_ODD) as error:
+            # Without its cause throughout: ccxt's texts carry the URL and what was sent.
+            raise _failure(ccxt, error, client.answered, keys) from None
+
+    def patiently(what: str, call: Callable[[], T]) -> T:
+        tries = 0
+        try:
+            for attempt in stamina.retry_context(
+                on=_again,
+                attempts=attempts,
+                timeout=give_up_after,
+                wait_initial=wait_initial,
+                wait_max=wait_max,
+                wait_jitter=wait_initial,
+            ):
+                with attempt:
+                    tries += 1
+                    return once(call)
+        except _Failed as failed:
+            gave_up = (
+                f"; gave up after {tries} attempts, nothing was computed; try again later"
+                if failed.passing
+                else ""
+            )
+            raise failed.kind(f"{name}: {what}: {failed}{gave_up}") from None
+        raise AssertionError("a retry context ends by a return or an error")
+
+    return patiently
+
+
+def _again(error: Exception) -> bool | float:
+    if not isinstance(error, _Failed):
+        return False
+    if error.passing and error.retry_after is not None:
+        return min(error.retry_after, _LONGEST_RETRY_AFTER)
+    return error.passing
+
+
+def _failure(
+    ccxt: Any, error: Exception, answered: tuple[int, str, str] | None, keys: Keys
+) -> _Failed:
+    status, body, header = answered or (0, "", "")
+    said = f"HTTP {status}" if status else f"no answer ({_root(error)})"
+    said = f"{type(error).__name__}, {said}{_message(body, keys)}"
+    retry_after = float(header) if re.fullmatch(r"\d{1,9}", header, re.ASCII) else None
+    if isinstance(error, ccxt.AuthenticationError):
+        if not status:
+            said = "the API secret cannot sign: give it whole, as the exchange gave it out"
+        elif isinstance(error, ccxt.PermissionDenied):
+            said += ": the key may not read this; allow it to query balances and trades"
+        else:
+            said += ": the key is refused; check that key, secret and password belong together"
+        return _Failed(said, CredentialsError, False, None)
+    if isinstance(error, ccxt.InvalidNonce):
+        said += ": another program uses this key, or the clock here is off; set it"
+    if not isinstance(error, ccxt.BaseError):
+        said = f"the answer is of a shape that ccxt cannot read ({type(error).__name__})"
+        return _Failed(said, IncompleteRead, False, None)
+    return _Failed(said, ExchangeError, isinstance(error, ccxt.OperationFailed), retry_after)
+
+
+def _root(error: BaseException) -> str:
+    """Return what the network said, without the URLs of the libraries wrapped around it."""
+    root: object = error
+    while isinstance(root, BaseException):
+        last = root
+        within = (root.__cause__, getattr(root, "reason", None), *root.args)
+        root = next((inner for inner in within if isinstance(inner, BaseException)), None)
+    system = last.strerror if isinstance(last, OSError) else None
+    return f"{type(last).__name__}{f': {system}' if system else ''}"
+
+
+def _message(body: str, keys: Keys) -> str:
+    """Return a line of a JSON error's own message; nothing that could hold a secret."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(document, dict):
+        return ""
+    for name in ("error_details", "message", "msg", "error"):
+        found = document.get(name)
+        text = ", ".join(map(str, found)) if isinstance(found, list) else found
+        if isinstance(text, str) and text:
+            break
+    else:
+        return ""
+    secrets = [keys.api_key, keys.secret, keys.password]
+    if "<" in text or "signature=" in text or any(one and one in text for one in secrets):
+        return ""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f": {line[:200]}"
