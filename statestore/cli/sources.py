@@ -44,16 +44,21 @@ def window_options(command: Command) -> Command:
 
 
 def source_options(command: Command) -> Command:
-    """``--fills --balances --key-file --base-url --require-view-only --no-ledger``."""
+    """``--source --fills --balances --key-file --base-url --require-view-only --no-ledger``."""
     return _all(
         command,
+        click.option(
+            "--source",
+            metavar="NAME",
+            help="Where to read: coinbase, ccxt:kraken or one that was added.  [default: coinbase]",
+        ),
         click.option(
             "--fills", type=FILE, help="Read recorded fills, not the exchange: JSON or CSV."
         ),
         click.option("--balances", type=FILE, help="Recorded balances, for --fills."),
         click.option("--key-file", type=FILE, help="API key file.  [default: $COINBASE_KEY_FILE]"),
         click.option(
-            "--base-url", metavar="HOST[:PORT]", help="Exchange.  [default: api.coinbase.com]"
+            "--base-url", metavar="HOST[:PORT]", help="Exchange.  [default: the source's own]"
         ),
         click.option(
             "--require-view-only", is_flag=True, help="Refuse a key that can trade or transfer."
@@ -165,33 +170,49 @@ def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None)
 
     Raises:
         ConfigError: the ledger's place is that of another file.
+        UsageError: there is no such source, or it cannot keep what was asked of it.
         CredentialsError: there are none, they are refused, or they allow more than they may.
         SourceError: the exchange cannot be asked, or the file is none of fills.
     """
     if flags["fills"]:
+        if flags["source"]:
+            raise UsageError("--source and --fills exclude each other: a file needs no exchange")
         from statestore.fills.sources.recorded import RecordedFills
 
         return Opened(RecordedFills(flags["fills"], flags["balances"]), None, [])
-    from statestore.fills.sources.coinbase import CoinbaseSource, read_credentials
+    from statestore.fills.sources import TellsPermissions, TellsTime
+    from statestore.fills.sources.registry import DEFAULT, Context, source_named
     from statestore.repair.rebuild import check_permissions
 
-    key_file = flags["key_file"] or settings.key_file
-    credentials = read_credentials(key_file, settings.api_key, settings.api_secret)
-    source = CoinbaseSource(
-        credentials, base_url=flags["base_url"] or settings.base_url, on_page=on_page
+    name = flags["source"] or DEFAULT
+    context = Context(
+        settings=settings,
+        base_url=flags["base_url"],
+        key_file=flags["key_file"],
+        products=frozenset(flags["products"]),
+        on_page=on_page,
     )
+    source = source_named(name, context)
+    require_view_only = flags["require_view_only"]
+    if not isinstance(source, TellsPermissions):
+        if require_view_only:
+            raise UsageError(
+                f"--require-view-only cannot be kept: {name} does not tell what its key may do"
+            )
+        return Opened(source, None, [])
     allowed = source.permissions()
-    warnings = check_permissions(allowed, require_view_only=flags["require_view_only"])
+    warnings = check_permissions(allowed, require_view_only=require_view_only)
     if flags["no_ledger"] or flags.get("plan_path") or not allowed.portfolio_id:
         return Opened(source, allowed.portfolio_id, warnings)
     from statestore.fills.ledger import LedgerSource
     from statestore.repair.plan import Warn
+    from statestore.times import now
 
     remembering = LedgerSource(
         source,
         _ledger(flags, settings),
         allowed.portfolio_id,
-        clock=source.server_time,
+        clock=source.server_time if isinstance(source, TellsTime) else now,
         warn=lambda message: warnings.append(Warn("ledger", message)),
         keep=not flags.get("dry_run", False),
     )

@@ -47,3 +47,11 @@ class TellsPermissions(Protocol):
 
     def permissions(self) -> KeyPermissions:
         """Return what the key may do, asked of the exchange now."""
+
+
+@runtime_checkable
+class TellsTime(Protocol):
+    """A source that knows what the exchange's clock says."""
+
+    def server_time(self) -> int:
+        """Return the instant by the exchange's clock, asked for now."""
