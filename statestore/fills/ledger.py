@@ -216,7 +216,7 @@ class LedgerSource:
         if not self._believed:
             known = _Known(newest_id=known.newest_id)
         holes = _holes(since, until, known.ranges)
-        self._remembered |= holes != [_Hole(since, until)]
+        self._remembered |= bool(known.rows) or holes != [_Hole(since, until)]
         rows = {kept.digest: kept for kept in known.rows}
         pages, whole_since = 0, known.whole_since
         for number, hole in enumerate(holes, 1):
@@ -283,7 +283,15 @@ class LedgerSource:
         if not stat.S_ISREG(found.st_mode):
             raise _NotOurs("it is no regular file")
         self._opened = found.st_ino
+        if not self._keep and self._is_in_wal_mode():
+            raise _NotOurs(
+                "it is in WAL mode, where reading makes files; a run that writes ends it"
+            )
         return True
+
+    def _is_in_wal_mode(self) -> bool:
+        with self._path.open("rb") as file:
+            return file.read(20)[18:] == b"\2\2"  # the versions of the file format
 
     def _set_aside(self, why: str) -> None:
         """Move a damaged ledger out of the way, the companions that belong to it first."""
@@ -320,7 +328,7 @@ class LedgerSource:
         """Return whether the ledger holds anything; the first time, all of it is looked through."""
         application = _number(ledger, "PRAGMA application_id")
         version = _number(ledger, "PRAGMA user_version")
-        tables = _number(ledger, "SELECT count(*) FROM sqlite_schema")
+        tables = _number(ledger, "SELECT count(*) FROM sqlite_master")
         if not (application or version or tables):
             return False
         if application != _APPLICATION:

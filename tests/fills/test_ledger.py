@@ -325,8 +325,10 @@ def test_an_entry_id_with_another_content_stays_a_conflict(
     exchange.rows = []
     exchange.post("BUY 1 BTC-USD @ 101 ", at=exchange.clock - 10 * MINUTE, entry_id="e1")
     for _ in range(2):
-        (conflict,) = normalise([read()]).rejected
+        source = read.source()
+        (conflict,) = normalise([source.fills(START, None)]).rejected
         assert "read before with another content" in conflict.reason
+        assert source.afresh() is not None
 
 
 def test_a_row_that_comes_twice_in_one_answer_counts_twice_and_what_is_kept_does_not(
@@ -496,6 +498,22 @@ def test_a_dry_run_leaves_an_unfinished_write_to_the_next_run(
     after.keep = True
     assert same_as_plainly(after)
     assert len(after.told) == 1
+
+
+def test_a_dry_run_does_without_a_ledger_in_wal_mode_and_another_run_ends_that(
+    read: Reader,
+) -> None:
+    read()
+    query(read.path, "PRAGMA journal_mode = WAL")
+    before = snapshot(read.path.parent)
+    read.keep = False
+
+    assert same_as_plainly(read)
+    assert snapshot(read.path.parent) == before
+    read.keep = True
+    assert same_as_plainly(read)
+    assert query(read.path, "PRAGMA journal_mode") == [("delete",)]
+    assert len(read.told) == 1
 
 
 @pytest.mark.parametrize("keep", [False, True])
