@@ -183,6 +183,19 @@ def test_reading_older_asks_for_what_that_adds(read: Reader, exchange: Exchange)
         (START + 6 * HOUR, START + 8 * HOUR),
         (exchange.clock - SETTLED, None),
     ]
+    proven = query(read.path, "SELECT since, until FROM proven")
+    assert proven == [(START + 6 * HOUR, exchange.clock - SETTLED)]
+
+
+def test_what_a_source_gives_beyond_the_window_is_kept_and_not_returned(
+    read: Reader, exchange: Exchange
+) -> None:
+    exact = exchange.fills
+    exchange.fills = lambda _since, _until: exact(START, None)  # type: ignore[method-assign]
+    batch = read(START + MINUTE, START + 2 * MINUTE)
+
+    assert [one.price for one in normalise([batch]).fills] == [200]
+    assert query(read.path, "SELECT count(*) FROM fills") == [(3,)]
 
 
 def test_a_read_that_fails_proves_nothing(read: Reader, exchange: Exchange) -> None:
@@ -386,6 +399,7 @@ def test_reading_afresh_replaces_what_the_window_held(read: Reader, exchange: Ex
     assert meaning(fresh.fills(START, None)) == meaning(exchange.fills(START, None))
     assert same_as_plainly(read)
     assert fresh.afresh() is None
+    assert read.told == []
 
 
 def test_what_was_not_remembered_cannot_be_read_afresh(read: Reader) -> None:
@@ -408,14 +422,20 @@ def test_reading_afresh_keeps_what_another_run_added_meanwhile(
     def slow(since: int, until: int | None) -> Batch:
         answer = honest(since, until)
         exchange.fills = honest  # type: ignore[method-assign]
-        exchange.post("BUY 9 BTC-USD @ 100", at=exchange.clock - 30 * MINUTE)
-        read()  # another run, that starts later and ends earlier
+        exchange.post("BUY 9 BTC-USD @ 100", at=exchange.clock - 2 * HOUR)
+        other = read.source()  # another run, that starts later and ends earlier
+        other.fills(START, None)
+        afresh = other.afresh()
+        assert afresh is not None
+        afresh.fills(START, None)
         return answer
 
     exchange.fills = slow  # type: ignore[method-assign]
     fresh.fills(START, None)
 
+    assert len(read().rows) == 4
     assert same_as_plainly(read)
+    assert read.told == []
 
 
 # Any sequence of reads
