@@ -56,7 +56,11 @@ if TYPE_CHECKING:
 )
 @source_options
 @click.option("--save-fills", type=FILE, help="Keep the fills that were read, for --fills later.")
-@click.option("--audit-out", type=FILE, help="Write one JSON line per fill, with running quantity.")
+@click.option(
+    "--audit-out",
+    type=FILE,
+    help="Write one JSON line per fill, with running quantity, cost, entry price and gain.",
+)
 @report_option
 @accounting_options
 @click.option(
@@ -81,7 +85,7 @@ if TYPE_CHECKING:
 def command(**flags: Any) -> int:
     """Rebuild the positions of a state file from exchange fills.
 
-    Reads balances and fills (never sends an order: only GET leaves the process), works out what is
+    Reads balances and fills (never sends an order: only reads leave the process), works out what is
     held and what it cost, and repairs the "positions" of the state file. Everything it cannot prove
     is left alone and named. --dry-run prints the plan as JSON and writes nothing.
     """
@@ -270,7 +274,7 @@ def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
     """A file that is asked for by name must not replace one that matters."""
     state = where.state
     precious = [state, where.kill_switch, where.audit_file, flags["fills"], flags["balances"]]
-    precious.append(flags["plan_path"])
+    precious += [flags["plan_path"], flags["key_file"], where.ledger]
     precious += [state.with_name(state.name + suffix) for suffix in (".bak", ".lock", ".lease")]
     known = {path.resolve() for path in precious if path is not None}
     for option in ("save_fills", "audit_out", "out", "report"):

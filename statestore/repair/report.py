@@ -129,7 +129,7 @@ def render(report: Report) -> str:
     cards = [_card(change, plan, number) for number, change in enumerate(_ordered(plan))]
     cards = [card for card in cards if not _is_nothing(card.change)]
     template = _environment().get_template("report.html.jinja")
-    return template.render(
+    page = template.render(
         generator=_markup(GENERATOR),
         report=report,
         plan=plan,
@@ -149,6 +149,7 @@ def render(report: Report) -> str:
         foreign=[warning.message for warning in plan.warnings if warning.code == "not_spot"],
         after=_AFTER[report.outcome],
     )
+    return f"{page.strip()}\n"
 
 
 # What is said in words
@@ -442,12 +443,14 @@ def _more(change: Change) -> Iterator[tuple[str, str]]:
     """Further figures of what is held, those that are known."""
     position = change.finding.position
     currency = position.currency or ""
+    paid = {movement.currency for movement in change.finding.movements}
+    realised_in = paid.pop() if len(paid) == 1 else ""
     fees = ", ".join(f"{text(amount)} {name}" for name, amount in position.fees.items())
     figures = (
         ("Break even, fees included", text(position.break_even), currency),
         ("Fees of what is held", fees or None, ""),
-        ("Realised, before fees", text(position.realised or None), currency),
-        ("Realised, after fees", text(position.realised_net or None), currency),
+        ("Realised, before fees", text(position.realised or None), realised_in),
+        ("Realised, after fees", text(position.realised_net or None), realised_in),
         (
             "Held since",
             None if position.opened_at is None else format_instant(position.opened_at),
