@@ -18,7 +18,7 @@ MEANINGS = {
     0: "done; for a dry run: preview made",
     1: "a bug, with a traceback",
     2: "usage, or a setting that is not understood",
-    3: "refused: a position is not proven; or, with --exit-code, differences found",
+    3: "refused: a position is not proven; or differences (--exit-code), or stale (--max-age)",
     4: "credentials missing or refused",
     5: "exchange unreachable, or what it (or a recorded file) gave is incomplete or not understood",
     6: "kill switch not engaged",
@@ -65,7 +65,9 @@ def run(command: click.Command) -> NoReturn:
     except errors.StateStoreError as error:
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         code = code_for(type(error))
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit) as gone:
+        if isinstance(gone, SystemExit) and not gone.code:
+            raise  # how click ends when it has answered a shell's completion
         # Whoever read us went away (`... | head`; click makes that a SystemExit), perhaps before
         # anything was done: no success. Python must not complain when it flushes what is left.
         for stream in (sys.stdout, sys.stderr):

@@ -43,6 +43,24 @@ class Hours(click.ParamType[Decimal]):
         return hours
 
 
+class Seconds(click.ParamType[Decimal]):
+    """A number of seconds, at least ``least``."""
+
+    name = "SECONDS"
+
+    def __init__(self, least: str = "0") -> None:
+        self.least = Decimal(least)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Decimal:
+        try:
+            seconds = value if isinstance(value, Decimal) else parse_amount(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not self.least <= seconds <= 1_000_000_000:
+            self.fail(f"{value} is not a number of seconds from {self.least}", param, ctx)
+        return seconds
+
+
 class AssetAmount(click.ParamType[tuple[str, Decimal]]):
     """``BTC=0.5``."""
 
@@ -88,6 +106,14 @@ def kill_switch_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def backup_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--backup-dir", type=FILE, help="Backups.  [default: state_backups beside the state]"
+    )(function)
+
+
+def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--metrics-textfile",
+        type=FILE,
+        help="Write figures for Prometheus (node_exporter), *.prom; see docs/metrics.md.",
     )(function)
 
 

@@ -6,10 +6,12 @@ not read is reported, never raised; only a folder that cannot be listed is an er
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from statestore import times
 from statestore.disk import codec, durable
 from statestore.disk.backups import Backups
 
@@ -101,3 +103,14 @@ def check_file(path: Path) -> FileReport:
         return FileReport(path, "damaged", why=f"cannot be read: {error.strerror}")
     saved_at = document.meta.saved_at if document.meta else ""
     return FileReport(path, _STATUS[document.trust], document.revision, saved_at, document.why)
+
+
+def saved_at(report: FileReport) -> int | None:
+    """Return when a file was saved: by itself, else by its mtime; None where neither tells."""
+    if report.status not in ("good", "adopted", "mismatch"):
+        return None
+    with suppress(ValueError, OSError):
+        if report.saved_at:
+            return times.parse_instant(report.saved_at)
+        return report.path.stat().st_mtime_ns
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,25 @@ def test_a_damaged_backup_is_exit_8(statestore: Run, state: Path) -> None:
     assert ran.code == 8
     assert str(backup) in ran.err
     assert ran.json["ok"] is False
+
+
+def test_a_state_that_is_older_than_it_may_be_is_exit_3(statestore: Run, state: Path) -> None:
+    saved = datetime.now(UTC) - timedelta(hours=2)
+    state.write_text('{"positions": {}}')
+    state.with_name(".state.json.bak").unlink(missing_ok=True)
+    os.utime(state, (saved.timestamp(), saved.timestamp()))
+    fresh = statestore("check", "--state", state, "--max-age", "7300")
+    stale = statestore("check", "--state", state, "--max-age", "7100")
+
+    assert (fresh.code, fresh.json["stale"]) == (0, False)
+    assert (stale.code, stale.json["stale"], stale.json["ok"]) == (3, True, True)
+    assert 7200 <= stale.json["age_seconds"] < 7260
+    assert "is stale: saved 720" in stale.err
+
+
+def test_a_damaged_state_is_no_matter_of_age(statestore: Run, state: Path) -> None:
+    state.write_bytes(b"{")
+    ran = statestore("check", "--state", state, "--max-age", "0")
+
+    assert ran.code == 8
+    assert "stale" not in ran.err
