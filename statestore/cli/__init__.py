@@ -30,6 +30,7 @@ _COMMANDS = {
     "seal": "Accept an edited state file as it is.",
     "show": "Print the state, or a former version, and where it was read from.",
     "undo": "Put back the state before the newest repair.",
+    "verify": "Compare the recorded positions with balances and fills.",
 }
 
 

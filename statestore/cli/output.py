@@ -72,7 +72,7 @@ def _before_after(change: Change, field: str, found: str | None) -> str:
     before = _plain(change.before, field)
     if change.action is Action.KEEP:
         return before
-    after = "-" if change.action in (Action.REMOVE, Action.NONE) else _short(found)
+    after = "-" if change.action in (Action.REMOVE, Action.NONE) else short(found)
     changes = change.before is not None and before != after
     return f"{before} -> {after}" if changes else after
 
@@ -80,10 +80,10 @@ def _before_after(change: Change, field: str, found: str | None) -> str:
 def _plain(entry: Mapping[str, Any] | None, field: str) -> str:
     names = QUANTITY_FIELDS if field == "quantity" else (field,)
     value = next((entry[name] for name in names if entry and entry.get(name) is not None), None)
-    return _short(None if value is None else str(value))
+    return short(None if value is None else str(value))
 
 
-def _short(value: str | None) -> str:
+def short(value: str | None) -> str:
     """At most 14 characters after the point: the JSON has every digit."""
     if value is None:
         return "unknown"

@@ -502,7 +502,7 @@ def document(
         },
         "changes": [_change(change) for change in plan.changes],
         "unmanaged": list(plan.unmanaged),
-        "warnings": [_warning(warning) for warning in plan.warnings],
+        "warnings": [warning_document(warning) for warning in plan.warnings],
         "state": dict(state),
     }
     if dry_run:
@@ -544,7 +544,8 @@ def _change(change: Change) -> dict[str, Any]:
     }
 
 
-def _warning(warning: Warn) -> dict[str, Any]:
+def warning_document(warning: Warn) -> dict[str, Any]:
+    """Return a warning as the documents on stdout have it."""
     asset = {} if warning.asset is None else {"asset": warning.asset}
     return {"code": warning.code, **asset, "message": warning.message, **warning.facts}
 
