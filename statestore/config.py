@@ -170,16 +170,42 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
-def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
+def settings_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the configuration file that counts, None without one."""
     named = environ.get("STATESTORE_CONFIG")
-    path = Path(named) if named else Path("statestore.toml")
-    try:
-        if not named and not path.is_file():
-            from platformdirs import user_config_path  # 20 ms that only a missing local file costs
+    if named:
+        return Path(named)
+    path = Path("statestore.toml")
+    if not path.is_file():
+        from platformdirs import user_config_path  # 20 ms that only a missing local file costs
 
-            path = user_config_path("statestore") / "statestore.toml"
-            if not path.is_file():
-                return {}
+        path = user_config_path("statestore") / "statestore.toml"
+    return path if path.is_file() else None
+
+
+def origins(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return where each setting comes from: a variable, the configuration file, or ``default``.
+
+    Raises:
+        ConfigError: as in `load_settings`.
+    """
+    in_file = _from_file(environ)
+    file = str(settings_file(environ))
+    found = {}
+    for name, variable in {**_PATHS, **_TEXTS}.items():
+        found[name] = file if name in in_file else "default"
+        if environ.get(variable):
+            found[name] = f"${variable}"
+    return found
+
+
+def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
+    path = Path(environ.get("STATESTORE_CONFIG") or "statestore.toml")
+    try:
+        found = settings_file(environ)
+        if found is None:
+            return {}
+        path = found
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         # Not "no settings": what is in there may be a reserve.

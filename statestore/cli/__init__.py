@@ -20,6 +20,7 @@ _COMMANDS = {
     "check": "Say whether the state, its .bak and its backups are good.",
     "demo": "The main job on a simulated exchange, without any key.",
     "diff": "Show what differs between two versions of the state.",
+    "doctor": "Look at everything the other commands rely on.",
     "edit": "Change the state by hand, in an editor, safely.",
     "explain": "Say how a quantity and its entry price came about.",
     "fills": "Print the fills behind each quantity: the audit trail.",
