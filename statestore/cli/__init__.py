@@ -32,6 +32,7 @@ _COMMANDS = {
     "show": "Print the state, or a former version, and where it was read from.",
     "undo": "Put back the state before the newest repair.",
     "verify": "Compare the recorded positions with balances and fills.",
+    "watch": "Watch the state as a bot saves it.",
 }
 
 
