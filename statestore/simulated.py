@@ -11,17 +11,17 @@ What it is strict about, since clients get it wrong: every private request carri
 (signature, key, lifetime, the request's method and path, a nonce never seen before); filters have
 plural names, and the singular ones are ignored without a word; a cursor is opaque, holds reserved
 characters and is good for the same other parameters only; money has 16 decimals. Only GET is
-served. Where the exchange's documents leave something open, the harder answer is given: both
-bounds of a time window are exclusive.
+served. Where the exchange's documents leave something open, the harder answer is given unless told
+otherwise: both bounds of a time window are exclusive.
 
-It is made for one client at a time, and is no model of a market. Needs the extra ``simulated``
+Any number of clients may ask at once, and a hundred thousand fills are served as fast as a hundred.
+It is no model of a market. Needs the extra ``simulated``
 (trustme, PyJWT), imported when an exchange is made; the builders `fill` and `fills` need nothing.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import ssl
@@ -30,8 +30,9 @@ import tempfile
 import threading
 import time
 import uuid
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -39,7 +40,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 from urllib.parse import parse_qs, urlsplit
 
 from statestore.times import NANOSECONDS, format_instant, parse_instant
@@ -189,10 +190,11 @@ ABSENT_CURSOR = Fault(
 )
 
 
-def rate_limited(retry_after: int) -> Fault:
-    """429 as documented, with the Retry-After header."""
+def rate_limited(retry_after: int | None) -> Fault:
+    """429 as documented, with the Retry-After header unless None."""
     text = '{"errors":[{"id":"rate_limit_exceeded","message":"Too many requests"}]}'
-    return Fault(429, text, {"Retry-After": str(retry_after)})
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return Fault(429, text, headers)
 
 
 def slow(seconds: float) -> Fault:
@@ -210,12 +212,17 @@ def redirect(location: str) -> Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived; whether it came with a token, but not the token."""
+    """One request as it arrived; whether it came with a token, but not the token.
+
+    Attributes:
+        at: when it arrived, in seconds of a clock that never goes back.
+    """
 
     method: str
     path: str
     query: Mapping[str, list[str]]
     signed: bool = True
+    at: float = field(default=0.0, compare=False)
 
 
 class SimulatedExchange:
@@ -229,8 +236,17 @@ class SimulatedExchange:
         page_size: rows a page at most, whatever ``limit`` says.
         endless: the last page is followed by empty ones, each with a fresh cursor.
         clock_offset: seconds its clock is ahead of the machine's.
-        on_request: called with each request before it is answered, to change things meanwhile.
+        latency: seconds from a request's arrival to its answer, at least.
+        rate_limit: requests that are served in any second; those beyond get 429. None: all.
+        limit_headers: answers say how much of ``rate_limit`` remains, and until when.
+        filter_by: the time that bounds mean: ``trade_time`` or ``sequence_timestamp``.
+        inclusive: bounds belong to the window.
+        oldest_first: pages begin with the oldest fill.
+        last_cursor: the last page carries a cursor as well; what follows is one empty page.
+        on_request: called with each request before it is answered, to change things meanwhile; by
+            one thread at a time.
         requests: every request in order.
+        violations: how many requests came beyond ``rate_limit``.
         refusals: why tokens were refused, in order.
     """
 
@@ -256,6 +272,14 @@ class SimulatedExchange:
         self.page_size = 1_000
         self.endless = False
         self.clock_offset = 0.0
+        self.latency = 0.0
+        self.rate_limit: int | None = None
+        self.limit_headers = False
+        self.filter_by = "trade_time"
+        self.inclusive = False
+        self.oldest_first = False
+        self.last_cursor = False
+        self.violations = 0
         self.on_request: Callable[[Request], None] | None = None
         self.requests: list[Request] = []
         self.refusals: list[str] = []
@@ -266,6 +290,9 @@ class SimulatedExchange:
         self._forever: dict[str, Fault] = {}
         self._cursors: dict[str, tuple[int, str]] = {}
         self._nonces: set[str] = set()
+        self._lock = threading.RLock()
+        self._served_at: deque[float] = deque()
+        self._sorted: tuple[tuple[str, int], list[int], list[dict[str, object]]] | None = None
 
     # What it holds
 
@@ -388,16 +415,50 @@ class SimulatedExchange:
 
     def _answer(self, request: Request, authorization: str) -> tuple[Fault, Answer | None]:
         """Return what happens to a request and, where it is served, the true answer."""
-        self.requests.append(request)
-        if self.on_request is not None:
-            self.on_request(request)
+        with self._lock:
+            self.requests.append(request)
+            if self.on_request is not None:
+                self.on_request(request)
+            beyond = self._beyond_the_limit(request.at)
+        if beyond is not None:
+            return beyond, None
+        problem = ""
+        endpoint = _endpoint(request.path)
+        if request.method == "GET" and endpoint != "time":
+            problem = self._problem_with(authorization, request)  # the slow part, so not one by one
+        with self._lock:
+            return self._answer_in_turn(request, endpoint, problem)
+
+    def _beyond_the_limit(self, at: float) -> Fault | None:
+        if self.rate_limit is None:
+            return None
+        while self._served_at and self._served_at[0] <= at - 1:
+            self._served_at.popleft()
+        if len(self._served_at) >= self.rate_limit:
+            self.violations += 1
+            return rate_limited(None)
+        self._served_at.append(at)
+        return None
+
+    def _limits(self, at: float) -> dict[str, str]:
+        if self.rate_limit is None or not self.limit_headers:
+            return {}
+        with self._lock:
+            served = sum(at - 1 < other for other in self._served_at)
+        return {
+            "x-ratelimit-limit": str(self.rate_limit),
+            "x-ratelimit-remaining": str(max(self.rate_limit - served, 0)),
+            "x-ratelimit-reset": "1",
+        }
+
+    def _answer_in_turn(
+        self, request: Request, endpoint: str, problem: str
+    ) -> tuple[Fault, Answer | None]:
         if request.method != "GET":
             return Fault(405, '{"error":"METHOD_NOT_ALLOWED"}'), None
-        parts = request.path.removeprefix(f"{API}/").split("/")
-        endpoint = "fills" if parts[:2] == ["orders", "historical"] else parts[0]
+        parts = _parts(request.path)
         fault = self._next_fault(endpoint)
         if endpoint != "time":
-            problem = self._problem_with(authorization, request)
             if problem:
                 self.refusals.append(problem)
                 return UNAUTHORIZED, None
@@ -456,9 +517,10 @@ class SimulatedExchange:
         if not opens <= here < ends or ends - opens > 120:
             return f"lifetime: {opens} to {ends} at {here:.0f}"
         nonce = header.get("nonce")
-        if not nonce or nonce in self._nonces:
-            return "nonce is missing or was used before"
-        self._nonces.add(nonce)
+        with self._lock:
+            if not nonce or nonce in self._nonces:
+                return "nonce is missing or was used before"
+            self._nonces.add(nonce)
         return ""
 
     def _now(self) -> float:
@@ -473,23 +535,32 @@ class SimulatedExchange:
         }
 
     def _fills_page(self, query: Mapping[str, list[str]], page_size: int | None) -> Answer | Fault:
-        after = _bound(query, "start_sequence_timestamp", -math.inf)
-        before = _bound(query, "end_sequence_timestamp", math.inf)
-        wanted = [
-            row
-            for row in self._fills
-            if all(
-                row.get(name) in query.get(f"{name}s", [row.get(name)])
-                for name in ("product_id", "order_id", "trade_id")
-            )
-            and after < _traded(row) < before
-        ]
-        wanted.sort(key=_traded, reverse=True)
-        page = self._page(wanted, query, "100", page_size)
+        times, rows = self._by_time()
+        low, high = (bisect_left, bisect_right) if self.inclusive else (bisect_right, bisect_left)
+        after = _bound(query, "start_sequence_timestamp")
+        before = _bound(query, "end_sequence_timestamp")
+        begin = 0 if after is None else low(times, after)
+        end = len(times) if before is None else max(begin, high(times, before))
+        wanted: Sequence[dict[str, object]] = _Window(rows, begin, end, self.oldest_first)
+        names = [name for name in ("product_id", "order_id", "trade_id") if query.get(f"{name}s")]
+        if names:
+            wanted = [
+                row for row in wanted if all(row.get(name) in query[f"{name}s"] for name in names)
+            ]
+        page = self._page(wanted, query, "100", page_size, self.last_cursor)
         if isinstance(page, Fault):
             return page
         rows, cursor, _ = page
         return {"fills": rows, "cursor": cursor}
+
+    def _by_time(self) -> tuple[list[int], list[dict[str, object]]]:
+        """Return the fills in order of the time that filters, and those times."""
+        version = (self.filter_by, len(self._fills))
+        if self._sorted is None or self._sorted[0] != version:
+            timed = [(_time_of(row, self.filter_by), row) for row in reversed(self._fills)]
+            timed.sort(key=lambda pair: pair[0])
+            self._sorted = version, [at for at, _ in timed], [row for _, row in timed]
+        return self._sorted[1:]
 
     def _accounts_page(
         self, query: Mapping[str, list[str]], page_size: int | None
@@ -502,10 +573,11 @@ class SimulatedExchange:
 
     def _page(
         self,
-        rows: list[dict[str, object]],
+        rows: Sequence[dict[str, object]],
         query: Mapping[str, list[str]],
         default_limit: str,
         page_size: int | None,
+        last_cursor: bool = False,
     ) -> tuple[list[dict[str, object]], str, bool] | Fault:
         others = json.dumps({name: query[name] for name in sorted(query) if name != "cursor"})
         begin = 0
@@ -516,24 +588,56 @@ class SimulatedExchange:
                 return Fault(400, '{"error":"INVALID_ARGUMENT","message":"invalid cursor"}')
         limit = int(query.get("limit", [default_limit])[0])
         end = begin + min(limit, self.page_size if page_size is None else page_size)
-        more = end < len(rows) or self.endless
+        more = end < len(rows) or self.endless or (last_cursor and begin < len(rows))
         cursor = f"{secrets.token_urlsafe(12)}+/?&=%{end}" if more else ""
         self._cursors[cursor] = (end, others)
-        return rows[begin:end], cursor, more
+        return list(rows[begin:end]), cursor, more
 
 
-def _bound(query: Mapping[str, list[str]], name: str, otherwise: float) -> float:
-    return parse_instant(query[name][0]) if name in query else otherwise
+class _Window(Sequence[dict[str, object]]):
+    """A part of the fills in the order they are served; nothing is copied but a page."""
+
+    def __init__(
+        self, rows: list[dict[str, object]], begin: int, end: int, oldest_first: bool
+    ) -> None:
+        self._rows = rows
+        self._at = range(begin, end) if oldest_first else range(begin, end)[::-1]
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, which: int) -> dict[str, object]: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[dict[str, object]]: ...
+    def __getitem__(self, which: int | slice) -> dict[str, object] | list[dict[str, object]]:
+        if isinstance(which, slice):
+            return [self._rows[at] for at in self._at[which]]
+        return self._rows[self._at[which]]
 
 
-def _traded(row: Mapping[str, object]) -> int:
+def _parts(path: str) -> list[str]:
+    return path.removeprefix(f"{API}/").split("/")
+
+
+def _endpoint(path: str) -> str:
+    parts = _parts(path)
+    return "fills" if parts[:2] == ["orders", "historical"] else parts[0]
+
+
+def _bound(query: Mapping[str, list[str]], name: str) -> int | None:
+    return parse_instant(query[name][0]) if name in query else None
+
+
+def _time_of(row: Mapping[str, object], name: str) -> int:
     try:
-        return parse_instant(str(row.get("trade_time")))
+        return parse_instant(str(row.get(name) or row.get("trade_time")))
     except ValueError:
         return time.time_ns()  # rows made to be wrong are served like new ones
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # many clients at once
     daemon_threads = False  # closing the server waits for every answer under way
 
     def __init__(self, exchange: SimulatedExchange, context: ssl.SSLContext) -> None:
@@ -561,15 +665,18 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 5
 
     def do_GET(self) -> None:
+        at = time.monotonic()
         # The SDK sends a body of {} with a GET.
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         target = urlsplit(self.path)
         query = parse_qs(target.query, keep_blank_values=True)
         authorization = self.headers.get("Authorization", "")
-        request = Request(self.command, target.path, query, signed=bool(authorization))
-        fault, answer = self.server.exchange._answer(request, authorization)
-        if fault.wait:
-            self.server.stopping.wait(fault.wait)
+        request = Request(self.command, target.path, query, bool(authorization), at)
+        exchange = self.server.exchange
+        fault, answer = exchange._answer(request, authorization)
+        left = at + exchange.latency + fault.wait - time.monotonic()
+        if left > 0:
+            self.server.stopping.wait(left)
         if fault.drop:
             return
         body = (json.dumps(answer) if fault.text is None else fault.text).encode()
@@ -577,7 +684,7 @@ class _Handler(BaseHTTPRequestHandler):
         html = body.startswith(b"<")
         self.send_header("Content-Type", "text/html" if html else "application/json")
         self.send_header("Content-Length", str(len(body)))
-        for name, value in fault.headers.items():
+        for name, value in {**exchange._limits(at), **fault.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -149,6 +149,69 @@ def test_fills_come_newest_first_and_filtered_by_plural_names_only(exchange):
     assert sizes("?end_sequence_timestamp=2025-11-18T04:01:00Z") == ["BTC-USD"]
 
 
+@pytest.mark.parametrize(
+    ("unknowns", "expected"),
+    [
+        ({}, ["e2"]),
+        ({"inclusive": True}, ["e3", "e2", "e1"]),
+        ({"oldest_first": True, "inclusive": True}, ["e1", "e2", "e3"]),
+        ({"filter_by": "sequence_timestamp"}, ["e2", "e1"]),
+    ],
+)
+def test_what_the_documents_leave_open_can_be_either(exchange, unknowns, expected):
+    for minute in (1, 2, 3):
+        exchange.add_fill(f"BUY 1 BTC-USD @ 100 at 2025-11-18T04:0{minute}:00Z id e{minute}")
+    for name, answer in unknowns.items():
+        setattr(exchange, name, answer)
+    bounds = "?start_sequence_timestamp=2025-11-18T04:01:00Z&end_sequence_timestamp="
+
+    page = read(exchange, FILLS, bounds + "2025-11-18T04:03:00Z")
+
+    assert [row["entry_id"] for row in page["fills"]] == expected
+
+
+def test_the_last_page_may_carry_a_cursor_to_an_empty_one(exchange):
+    exchange.add_fills("BUY 1 BTC-USD @ 100")
+    exchange.last_cursor = True
+    first = read(exchange, FILLS)
+    cursor = urllib.request.quote(first["cursor"], safe="")
+
+    assert len(first["fills"]) == 1
+    assert read(exchange, FILLS, f"?cursor={cursor}") == {"fills": [], "cursor": ""}
+
+
+def test_more_than_the_limit_in_a_second_is_refused_and_counted(exchange):
+    exchange.rate_limit, exchange.limit_headers = 2, True
+
+    with ask(exchange, ACCOUNTS, token(exchange)) as first:
+        assert first.headers["x-ratelimit-remaining"] == "1"
+    at = exchange.requests[0].at
+    answers = [exchange._beyond_the_limit(at + later) for later in (0.1, 0.2, 1.0, 1.05, 1.2)]
+
+    assert [answer is None for answer in answers] == [True, False, True, False, True]
+    assert exchange.violations == 2
+
+
+def test_many_clients_may_ask_at_once_and_every_answer_takes_its_time(exchange):
+    exchange.add_fills(*["BUY 1 BTC-USD @ 100"] * 30)
+    exchange.latency = 0.2
+    found: list[int] = []
+
+    def ask_for_all() -> None:
+        found.append(len(read(exchange, FILLS)["fills"]))
+
+    clients = [threading.Thread(target=ask_for_all) for _ in range(12)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(30)
+
+    assert found == [30] * 12
+    assert len(exchange.requests) == 12
+    arrived = sorted(request.at for request in exchange.requests)
+    assert arrived[0] <= arrived[-1] <= time.monotonic() - 0.2
+
+
 def test_a_cursor_is_good_for_the_same_other_parameters_only(exchange):
     exchange.add_fills(*["BUY 1 BTC-USD @ 100"] * 3)
     cursor = urllib.request.quote(read(exchange, FILLS, "?limit=2")["cursor"], safe="")
