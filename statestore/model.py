@@ -95,7 +95,8 @@ class Fill:
         time: when it was executed.
         sequence: when it was posted, None where the row does not say.
         quoted: the size was given in quote, so ``units`` is a quotient that may not end.
-        origin: where the row stands, for messages (``fills.csv line 4``, ``page 2 row 17``).
+        origin: where the row stands, for messages (``fills.csv line 4``, or
+            ``row 17 of 2025-11-18T04:29:43Z``, counted from the newest row that was read).
     """
 
     entry_id: str

@@ -19,10 +19,12 @@ from statestore.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from statestore.config import Settings
     from statestore.fills.sources import FillSource
+    from statestore.fills.sources.slices import Progress
     from statestore.repair.plan import Warn
     from statestore.repair.rebuild import Options
 
 Flags = dict[str, Any]
+OnPage = Callable[["Progress"], None]
 Command = Callable[..., Any]
 
 
@@ -44,7 +46,7 @@ def window_options(command: Command) -> Command:
 
 
 def source_options(command: Command) -> Command:
-    """``--source --fills --balances --key-file --base-url --require-view-only --no-ledger``."""
+    """Where to read: ``--source --fills --balances --key-file --base-url`` ..., and how."""
     return _all(
         command,
         click.option(
@@ -59,6 +61,12 @@ def source_options(command: Command) -> Command:
         click.option("--key-file", type=FILE, help="API key file.  [default: $COINBASE_KEY_FILE]"),
         click.option(
             "--base-url", metavar="HOST[:PORT]", help="Exchange.  [default: the source's own]"
+        ),
+        click.option(
+            "--rate",
+            type=click.IntRange(1, 30),
+            default=10,
+            help="Requests a second at most; other programs of this key share the exchange's 30.",
         ),
         click.option(
             "--require-view-only", is_flag=True, help="Refuse a key that can trade or transfer."
@@ -159,9 +167,6 @@ class Opened:
     warnings: list[Warn]
 
 
-OnPage = Callable[[int, int], None]
-
-
 def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None) -> Opened:
     """Return the source that the flags and settings name.
 
@@ -190,6 +195,7 @@ def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None)
         base_url=flags["base_url"],
         key_file=flags["key_file"],
         products=frozenset(flags["products"]),
+        rate=flags["rate"],
         on_page=on_page,
     )
     source = source_named(name, context)
@@ -237,9 +243,29 @@ def progress(quiet: bool) -> Iterator[OnPage | None]:
         yield None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    with Console(stderr=True).status("Reading the exchange") as status:
-        yield lambda pages, rows: status.update(f"Reading fills: {rows} in {pages} page(s)")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[read]}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        reading = bar.add_task("Reading the exchange", total=None, read="")
+
+        def show(progress: Progress) -> None:
+            known = progress.fraction is not None
+            bar.update(
+                reading,
+                description="Reading fills",
+                total=1.0 if known else None,
+                completed=progress.fraction if known else 0.0,
+                read=f"{progress.rows} in {progress.pages} page(s)",
+            )
+
+        yield show
 
 
 class _WithFields(logging.Formatter):

@@ -111,9 +111,9 @@ def command(**flags: Any) -> int:
 
 def _clock_of(source: FillSource) -> Callable[[], int]:
     """Return the clock that dates the fills: the exchange's, however wrong the one here is."""
-    from statestore.fills.sources.coinbase import CoinbaseSource
+    from statestore.fills.sources import TellsTime
 
-    if not isinstance(source, CoinbaseSource):
+    if not isinstance(source, TellsTime):
         return now
     asked = now()
     ahead = source.server_time() - (asked + now()) // 2

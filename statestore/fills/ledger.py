@@ -193,6 +193,10 @@ class LedgerSource:
         """Return the products that are known, by id, as the exchange says now."""
         return self._source.products(product_ids)
 
+    def server_time(self) -> int:
+        """Return the instant by the exchange's clock, asked for now."""
+        return self._clock()
+
     def afresh(self) -> LedgerSource | None:
         """Return this source without its memory, or None if nothing was taken from memory so far.
 

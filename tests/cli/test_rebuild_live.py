@@ -251,3 +251,60 @@ def test_saved_fills_give_the_same_plan_offline(
     assert len(exchange.requests) == asked
     assert Decimal(offline.change("ETH")["quantity"]) == Decimal("0.00088729")
     assert "COINBASE_API_SECRET" in os.environ
+
+
+@pytest.mark.parametrize("rate", ["0", "31", "fast"])
+def test_a_rate_the_exchange_does_not_allow_is_a_usage_error(rebuild: Run, rate: str) -> None:
+    ran = rebuild("--dry-run", "--rate", rate, state=STATE)
+
+    assert ran.code == 2
+    assert "--rate" in ran.err
+
+
+def test_the_rate_reaches_the_exchange(
+    rebuild: Run, exchange: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from statestore.fills.sources import coinbase
+
+    rates: list[int] = []
+
+    class Watched(coinbase.Pace):
+        def __init__(self, rate: int) -> None:
+            rates.append(rate)
+            super().__init__(rate)
+
+    monkeypatch.setattr(coinbase, "Pace", Watched)
+
+    assert rebuild("--dry-run", state=STATE).code == 0
+    assert rebuild("--dry-run", "--rate", "25").code == 0
+    assert rates == [10, 25]
+
+
+def test_a_terminal_shows_a_bar_and_a_pipe_nothing(
+    rebuild: Run, exchange: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from statestore.cli import sources
+
+    piped = rebuild("--dry-run", state=STATE)
+    monkeypatch.setattr(sources.sys.stderr, "isatty", lambda: True, raising=False)
+    with sources.progress(quiet=True) as told:
+        assert told is None
+
+    assert "Reading" not in piped.err
+
+
+def test_the_bar_tells_pages_and_rows(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from statestore.cli import sources
+    from statestore.fills.sources.slices import Progress
+
+    monkeypatch.setattr(sources.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with sources.progress(quiet=False) as told:
+        assert told is not None
+        told(Progress(1, 250, None))
+        told(Progress(2, 500, 0.5))
+        told(Progress(3, 501, 1.0))
+    shown = capfd.readouterr()
+
+    assert shown.out == ""
+    assert "501 in 3 page(s)" in shown.err

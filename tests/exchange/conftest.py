@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from statestore.fills.sources import pace
 from statestore.fills.sources.coinbase import CoinbaseSource, Credentials
+from statestore.fills.sources.pace import Pace
 from statestore.simulated import SimulatedExchange
 
 MakeSource = Callable[..., CoinbaseSource]
@@ -15,11 +17,34 @@ MakeSource = Callable[..., CoinbaseSource]
 
 @pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been slept, in order."""
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    """Seconds that would have been waited, in order; they pass on a clock that nothing else moves.
+
+    Several threads that wait at once wait for the same seconds.
+    """
+    waited: list[float] = []
+    here = 1_000.0
+
+    def nap(seconds: float, stopping: threading.Event) -> None:
+        nonlocal here
+        if stopping.is_set():
+            raise pace.Stopped
+        waited.append(seconds)
+        here = max(here, clock() + seconds)
+
+    def clock() -> float:
+        return here
+
+    monkeypatch.setattr(pace, "nap", nap)
+    monkeypatch.setattr(pace, "clock", clock)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return slept
+    return waited
+
+
+@pytest.fixture
+def abreast(monkeypatch: pytest.MonkeyPatch) -> float:
+    """As if answers took so long that this many have to be under way at once."""
+    monkeypatch.setattr(Pace, "abreast", 8.0)
+    return 8.0
 
 
 @pytest.fixture

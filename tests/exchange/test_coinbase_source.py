@@ -50,12 +50,13 @@ def test_three_pages_come_whole_and_in_the_exchanges_order(exchange, make_source
     exchange.page_size = 2
     seen = []
 
-    batch = make_source(on_page=lambda *page: seen.append(page)).fills(SINCE, None)
+    batch = make_source(on_page=seen.append).fills(SINCE, None)
 
     assert sizes(batch) == ["5", "4", "3", "2", "1"]
     assert batch.pages == 3
-    assert [row.origin for row in batch.rows][2:4] == ["page 2 row 1", "page 2 row 2"]
-    assert seen == [(1, 2), (2, 4), (3, 5)]
+    assert batch.rows[2].origin == "row 3 of 2025-11-18T04:02:00Z"
+    assert [(page.pages, page.rows) for page in seen] == [(1, 2), (2, 4), (3, 5)]
+    assert seen[-1].fraction == 1
 
 
 def test_a_fill_that_slides_onto_the_next_page_is_given_twice_for_normalise_to_see(
@@ -252,8 +253,8 @@ def test_no_more_than_ten_requests_go_in_one_second(exchange, make_source, naps)
     make_source().fills(SINCE, None)
 
     assert served(exchange, "fills") == 15
-    assert len(naps) == 5
-    assert all(0 <= nap <= 1 for nap in naps)
+    assert len(naps) == 1  # all of the clock here: no answer takes any time
+    assert 1 < naps[0] < 1.1
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 302])

@@ -41,6 +41,7 @@ from statestore.errors import (
 )
 from statestore.fills.normalise import balances_of
 from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources.slices import Progress
 from statestore.fills.sources.venues import (
     VENUES,
     NotWhole,
@@ -83,7 +84,7 @@ class CcxtSource:
         attempts: requests for one page at most.
         give_up_after: seconds after which a page is not asked for again.
         wait_initial, wait_max: seconds between two attempts, doubling from one to the other.
-        on_page: told (pages, rows so far) after each page of fills.
+        on_page: told how far it is after each page of fills.
 
     Raises:
         UsageError: ccxt is not installed, the exchange is not known, or a host is none.
@@ -103,14 +104,14 @@ class CcxtSource:
         give_up_after: float = 120.0,
         wait_initial: float = 0.5,
         wait_max: float = 15.0,
-        on_page: Callable[[int, int], None] | None = None,
+        on_page: Callable[[Progress], None] | None = None,
     ) -> None:
         self._venue = venue_of(exchange)
         client = read_only_client(exchange, keys, base_url=base_url, timeout=timeout)
         self._name = f"ccxt:{exchange}"
         self._assets = frozenset(re.split("[-/]", product.upper())[0] for product in products)
         self._max_pages = max_pages
-        self._on_page = on_page or (lambda _pages, _rows: None)
+        self._on_page = on_page or (lambda _progress: None)
         self._held: Mapping[str, Decimal] | None = None
         self._exists: dict[int, bool] = {}
         self._code: Callable[[str], str] = client.safe_currency_code
@@ -157,7 +158,7 @@ class CcxtSource:
                     key = _content(raw)
                     if key not in rows:
                         rows[key] = self._row(raw, market, f"page {pages} row {number}")
-                self._on_page(pages, len(rows))
+                self._on_page(Progress(pages, len(rows), None))
         whole = all(stream.whole for stream in self._venue.streams)
         return Batch(tuple(rows.values()), pages, exhausted=whole or first <= opened)
 

@@ -5,6 +5,7 @@ What is promised:
 * Only GET leaves, to one host, for the five paths named below. Two layers see to it: the client
   refuses every other method, and the one adapter of its session refuses it again, together with
   every other path. No redirect is followed. A source keeps no client, just a function that reads.
+  Each thread that reads has a client of its own, all of them made in the one place.
 * An answer is whole or an error: an unfinished page chain, a page without its list and "prove it
   is you" are `IncompleteRead`, never a short list.
 * The key, its secret and the tokens made of it are in no message, no log and no ``repr``; neither
@@ -19,14 +20,13 @@ filters by, nor whether the bounds belong to it.
 
 from __future__ import annotations
 
-import json
 import logging
+import random
 import re
 import sys
-import time
-from collections import deque
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,8 +42,14 @@ from statestore.errors import (
 )
 from statestore.fills.normalise import balances_of, decode_json
 from statestore.fills.sources import ReadOnlyViolation
-from statestore.model import Balances, Batch, KeyPermissions, Product, Row
-from statestore.times import NANOSECONDS, format_instant, now
+from statestore.fills.sources import pace as pacing
+from statestore.fills.sources.abreast import read_slices
+from statestore.fills.sources.credentials import Credentials as Credentials
+from statestore.fills.sources.credentials import read_credentials as read_credentials
+from statestore.fills.sources.pace import DEFAULT_RATE, LONGEST_HOLD, Pace
+from statestore.fills.sources.slices import Page, Progress, Slices
+from statestore.model import Balances, Batch, KeyPermissions, Product
+from statestore.times import NANOSECONDS, format_instant, now, parse_instant
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -71,63 +77,12 @@ _ASK_LATER = 600 * NANOSECONDS
 
 _ACCOUNTS_LIMIT = 250  # the largest the exchange takes; its default of 49 hides holdings
 _EMPTY_PAGES_IN_A_ROW = 20
-_REQUESTS_PER_SECOND = 10  # a third of what the exchange allows a user
-_LONGEST_RETRY_AFTER = 30.0
+# No fill is older, so a window without a start is cut from here on.
+_FIRST_FILL = parse_instant("2015-01-01T00:00:00Z")
 
-Get = Callable[[str, Mapping[str, object]], dict[str, object]]
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """An exchange key. Never printed: its ``repr`` shows neither name nor secret."""
-
-    api_key: str = field(repr=False)
-    api_secret: str = field(repr=False)
-
-
-def read_credentials(
-    key_file: Path | None, api_key: str | None, api_secret: str | None
-) -> Credentials:
-    """Return the credentials of a key file, or else those given as two texts.
-
-    Raises:
-        CredentialsError: none are given, half of them, or the file is not a key file.
-    """
-    if key_file is not None:
-        return _credentials_of(key_file)
-    if not api_key and not api_secret:
-        raise CredentialsError(
-            "no credentials for the exchange; give a key file with --key-file FILE or in "
-            "COINBASE_KEY_FILE, or set COINBASE_API_KEY and COINBASE_API_SECRET "
-            "(a key with the View permission is enough)"
-        )
-    if not api_key or not api_secret:
-        missing = "COINBASE_API_SECRET" if api_key else "COINBASE_API_KEY"
-        raise CredentialsError(f"half of the credentials is missing: set {missing} as well")
-    return Credentials(api_key.strip(), api_secret.strip())
-
-
-def _credentials_of(key_file: Path) -> Credentials:
-    # `from None` throughout: a decoder's error carries the text it could not decode.
-    try:
-        document = json.loads(key_file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise CredentialsError(f"cannot read key file {key_file}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise CredentialsError(
-            f"key file {key_file} is not JSON; expected the file the exchange gives out, "
-            'as {"name": "organizations/...", "privateKey": "-----BEGIN ..."}'
-        ) from None
-    if not isinstance(document, dict):
-        raise CredentialsError(f"key file {key_file} holds no JSON object with name and privateKey")
-    name = document.get("name") or document.get("id")
-    secret = document.get("privateKey")
-    for what, value in (("name (or id)", name), ("privateKey", secret)):
-        if not isinstance(value, str) or not value.strip():
-            raise CredentialsError(
-                f"key file {key_file} has no {what}; download the key again or make a new one"
-            )
-    return Credentials(str(name).strip(), str(secret).strip())
+# Path, parameters, and an event that ends the asking.
+Get = Callable[[str, Mapping[str, object], threading.Event], dict[str, object]]
+_NEVER = threading.Event()
 
 
 class CoinbaseSource:
@@ -139,15 +94,16 @@ class CoinbaseSource:
         ca_file: certificates to trust instead of the system's (a test server, for one).
         timeout: seconds to connect, and seconds without a byte.
         page_limit: fills a page. The exchange's maximum is not documented; 250 is in wide use.
-        max_pages: more than these is taken for a chain that does not end.
+        max_pages: more than these is taken for a window that does not end.
+        rate: requests a second at most, over all threads and all endpoints.
         attempts: requests for one page at most.
         give_up_after: seconds after which a page is not asked for again.
         wait_initial, wait_max: seconds between two attempts, doubling from one to the other.
-        on_page: told (pages, rows so far) after each page of fills.
+        on_page: told how far it is after each page of fills, by the thread that called.
 
     Raises:
         CredentialsError: the secret cannot sign; found out here, before anything is sent.
-        UsageError: ``base_url`` is not a host.
+        UsageError: ``base_url`` is not a host, or ``rate`` none the exchange allows.
     """
 
     def __init__(
@@ -159,19 +115,27 @@ class CoinbaseSource:
         timeout: tuple[float, float] = (5.0, 30.0),
         page_limit: int = 250,
         max_pages: int = 2_000,
+        rate: int = DEFAULT_RATE,
         attempts: int = 5,
         give_up_after: float = 120.0,
         wait_initial: float = 0.5,
         wait_max: float = 15.0,
-        on_page: Callable[[int, int], None] | None = None,
+        on_page: Callable[[Progress], None] | None = None,
     ) -> None:
-        client = read_only_client(credentials, base_url=base_url, timeout=timeout, ca_file=ca_file)
+        pace = Pace(rate)
         self._name = base_url
         self._page_limit = page_limit
         self._max_pages = max_pages
-        self._on_page = on_page or (lambda _pages, _rows: None)
+        self._on_page = on_page or (lambda _progress: None)
+        self._abreast = lambda: pace.abreast
         self._get = _with_retries(
-            _paced(lambda path, params: client.get(path, params=dict(params))),
+            _lender(
+                lambda: read_only_client(
+                    credentials, base_url=base_url, timeout=timeout, ca_file=ca_file
+                ),
+                pace,
+            ),
+            pace,
             host=base_url,
             attempts=attempts,
             give_up_after=give_up_after,
@@ -184,27 +148,38 @@ class CoinbaseSource:
         return self._name
 
     def fills(self, since: int, until: int | None) -> Batch:
-        """Return at least every fill executed in ``[since, until)``, newest first as they come."""
+        """Return at least every fill executed in ``[since, until)``, newest first.
+
+        Pages are read side by side where there are many (see `slices`); the rows do not tell.
+        """
+        asked_since = since - _ASK_EARLIER if since > 0 else None
+        asked_until = None if until is None else until + _ASK_LATER
+        end = now() if asked_until is None else asked_until
+        slices = Slices(asked_since, asked_until, max(since, _FIRST_FILL), end)
+        read_slices(
+            slices,
+            self._fills_between,
+            abreast=self._abreast,
+            max_pages=self._max_pages,
+            tell=self._on_page,
+        )
+        return Batch(slices.rows(), slices.pages, exhausted=since <= 0)
+
+    def _fills_between(
+        self, since: int | None, until: int | None, stopping: threading.Event
+    ) -> Iterator[Page]:
         params: dict[str, object] = {"limit": self._page_limit}
-        if since > 0:
-            params["start_sequence_timestamp"] = format_instant(max(since - _ASK_EARLIER, 0))
+        if since is not None:
+            params["start_sequence_timestamp"] = format_instant(max(since, 0))
         if until is not None:
-            params["end_sequence_timestamp"] = format_instant(until + _ASK_LATER)
-        rows: list[Row] = []
-        pages = 0
-        for page in self._pages(FILLS, params, "fills", ends_by_has_next=False):
-            pages += 1
-            rows += [
-                Row(payload, f"page {pages} row {number}") for number, payload in enumerate(page, 1)
-            ]
-            self._on_page(pages, len(rows))
-        return Batch(tuple(rows), pages, exhausted=since <= 0)
+            params["end_sequence_timestamp"] = format_instant(until)
+        return self._pages(FILLS, params, "fills", ends_by_has_next=False, stopping=stopping)
 
     def balances(self) -> Balances:
         """Return what is owned now: available plus held by open orders, over all accounts."""
         params = {"limit": _ACCOUNTS_LIMIT}
         pages = self._pages(ACCOUNTS, params, "accounts", ends_by_has_next=True)
-        accounts = [account for page in pages for account in page]
+        accounts = [account for page, _ in pages for account in page]
         return Balances(balances_of(accounts, f"{self._name} {ACCOUNTS}"))
 
     def products(self, product_ids: Collection[str]) -> dict[str, Product]:
@@ -213,7 +188,7 @@ class CoinbaseSource:
         for product_id in sorted(set(product_ids)):
             if _PRODUCT_ID.fullmatch(product_id):
                 try:
-                    answer = self._get(f"{PRODUCTS}/{product_id}", {})
+                    answer = self._get(f"{PRODUCTS}/{product_id}", {}, _NEVER)
                 except _NotFound:
                     continue
                 found[product_id] = _product(product_id, answer)
@@ -221,7 +196,7 @@ class CoinbaseSource:
 
     def permissions(self) -> KeyPermissions:
         """Return what the key may do. More than viewing is more than a rebuild needs."""
-        answer = self._get(KEY_PERMISSIONS, {})
+        answer = self._get(KEY_PERMISSIONS, {}, _NEVER)
         return KeyPermissions(
             can_view=_flag(answer, "can_view"),
             can_trade=_flag(answer, "can_trade"),
@@ -231,12 +206,18 @@ class CoinbaseSource:
 
     def server_time(self) -> int:
         """Return the instant by the exchange's clock. Asked without a token."""
-        return _instant_of(self._get(TIME, {}))
+        return _instant_of(self._get(TIME, {}, _NEVER))
 
     def _pages(
-        self, path: str, params: Mapping[str, object], key: str, *, ends_by_has_next: bool
-    ) -> Iterator[list[dict[str, object]]]:
-        """Yield the list ``key`` of every page, to the end of the chain or an error.
+        self,
+        path: str,
+        params: Mapping[str, object],
+        key: str,
+        *,
+        ends_by_has_next: bool,
+        stopping: threading.Event = _NEVER,
+    ) -> Iterator[Page]:
+        """Yield the list ``key`` of every page, and whether more follow, to the end or an error.
 
         The length of a page says nothing: a short or empty one is followed by more as long as
         there is a cursor. List Fills has no ``has_next``; List Accounts ends by it.
@@ -246,7 +227,7 @@ class CoinbaseSource:
         empty = 0
         for number in range(1, self._max_pages + 1):
             where = f"{self._name} {path} page {number}"
-            answer = self._get(path, params)
+            answer = self._get(path, params, stopping)
             if answer.get("proof_token_required"):
                 raise IncompleteRead(
                     f"{where}: the exchange wants a second factor before it shows the {key} "
@@ -256,12 +237,12 @@ class CoinbaseSource:
             rows = answer.get(key)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise IncompleteRead(f"{where}: no list of {key} in the answer, {whole}")
-            yield rows
             empty = 0 if rows else empty + 1
             cursor = answer.get("cursor") or ""
             has_next = answer.get("has_next", False)
             ends_here = not has_next if ends_by_has_next and "has_next" in answer else not cursor
             if ends_here and not has_next:
+                yield rows, False
                 return
             if not isinstance(cursor, str) or not cursor:
                 raise IncompleteRead(f"{where}: more pages follow, but it names no cursor, {whole}")
@@ -271,6 +252,7 @@ class CoinbaseSource:
                 raise IncompleteRead(f"{where}: the {empty}th empty page in a row, {whole}")
             seen.add(cursor)
             params = {**params, "cursor": cursor}
+            yield rows, True
         raise IncompleteRead(
             f"{self._name} {path}: no end after {self._max_pages} pages, {whole}; "
             "ask for a shorter window"
@@ -284,16 +266,10 @@ def server_time(base_url: str = BASE_URL) -> int:
         ExchangeError: it cannot be reached.
         UsageError: ``base_url`` is not a host.
     """
-    client = read_only_client(_of_nobody(), base_url=base_url, timeout=(5.0, 10.0))
-    get = _with_retries(
-        lambda path, params: client.get(path, params=dict(params)),
-        host=base_url,
-        attempts=2,
-        give_up_after=20.0,
-        wait_initial=0.5,
-        wait_max=0.5,
+    source = CoinbaseSource(
+        _of_nobody(), base_url=base_url, timeout=(5.0, 10.0), attempts=2, give_up_after=20.0
     )
-    return _instant_of(get(TIME, {}))
+    return source.server_time()
 
 
 def _of_nobody() -> Credentials:
@@ -355,7 +331,10 @@ class _Refused(Exception):
     Attributes:
         status: of HTTP; 0 where no answer came.
         retry_after: seconds the exchange asks to wait.
+        wait: seconds to wait before the same request may go again.
     """
+
+    wait = 0.0
 
     def __init__(self, text: str, status: int = 0, retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -533,21 +512,41 @@ def _unreachable(error: Exception) -> str:
 # Many requests --------------------------------------------------------------------------------
 
 
-def _paced(get: Get) -> Get:
-    """Let ten requests go within any second; the next one waits."""
-    sent: deque[float] = deque(maxlen=_REQUESTS_PER_SECOND)
+Lend = Callable[[], AbstractContextManager[Client]]
 
-    def paced(path: str, params: Mapping[str, object]) -> dict[str, object]:
-        if len(sent) == _REQUESTS_PER_SECOND:
-            time.sleep(max(0.0, sent[0] + 1.0 - time.monotonic()))
-        sent.append(time.monotonic())
-        return get(path, params)
 
-    return paced
+def _lender(make: Callable[[], Client], pace: Pace) -> Lend:
+    """Return what lends a client that nobody else uses meanwhile: a session is for one thread.
+
+    As many clients come to be as are needed at once.
+    """
+
+    def made() -> Client:
+        client = make()
+        client.session.hooks["response"].append(
+            lambda response, **_options: pace.heed(response.headers)
+        )
+        return client
+
+    idle = [made()]  # at once: a secret that cannot sign is found out before anything is sent
+
+    @contextmanager
+    def lend() -> Iterator[Client]:
+        try:
+            client = idle.pop()
+        except IndexError:
+            client = made()
+        try:
+            yield client
+        finally:
+            idle.append(client)
+
+    return lend
 
 
 def _with_retries(
-    get: Get,
+    lend: Lend,
+    pace: Pace,
     *,
     host: str,
     attempts: int,
@@ -558,8 +557,29 @@ def _with_retries(
     """Ask again where that may help, each time with a fresh token, and explain a final failure."""
     import stamina
 
-    def patient(path: str, params: Mapping[str, object]) -> dict[str, object]:
+    def once(
+        path: str, params: Mapping[str, object], stopping: threading.Event, next_wait: float = 0.0
+    ) -> dict[str, object]:
+        with lend() as client:  # made before its turn comes, which is when it has to be sent
+            turn = pace.turn(stopping)
+            try:
+                return client.get(path, params=dict(params))
+            except _Refused as refused:
+                jittered = min(next_wait + random.uniform(0, wait_initial), wait_max)
+                asked_for = refused.retry_after
+                refused.wait = jittered if asked_for is None else min(asked_for, LONGEST_HOLD)
+                if refused.status == 429:
+                    pace.refused(turn, refused.wait)
+                    refused.wait = 0.0
+                raise
+            finally:
+                pace.answered(turn)
+
+    def patient(
+        path: str, params: Mapping[str, object], stopping: threading.Event
+    ) -> dict[str, object]:
         tries = 0
+        wait = 0.0
         try:
             for attempt in stamina.retry_context(
                 on=_again(),
@@ -567,20 +587,29 @@ def _with_retries(
                 timeout=give_up_after,
                 wait_initial=wait_initial,
                 wait_max=wait_max,
-                wait_jitter=wait_initial,
             ):
                 with attempt:
+                    if wait:
+                        pacing.nap(wait, stopping)
                     tries += 1
-                    return get(path, params)
+                    try:
+                        return once(path, params, stopping, attempt.next_wait)
+                    except _Refused as refused:
+                        wait = refused.wait
+                        raise
         except _Refused as refused:
-            raise _explained(refused, host, path, tries, get) from refused
+            clock = _clock(lambda: once(TIME, {}, stopping)) if refused.status == 401 else ""
+            raise _explained(refused, host, path, tries, clock) from refused
         raise AssertionError("a retry context ends by a return or an error")
 
     return patient
 
 
 def _again() -> Callable[[Exception], bool | float]:
-    """Return the judge of one request's failures: ask again, now or in so many seconds, or not."""
+    """Return the judge of one request's failures: ask again or not.
+
+    "Again" is said as 0.0, no seconds: stamina would sleep where nothing can wake it.
+    """
     unauthorised = 0
 
     def judge(error: Exception) -> bool | float:
@@ -590,19 +619,17 @@ def _again() -> Callable[[Exception], bool | float]:
         if error.status == 401:
             # Valid tokens are refused now and then. Once; a wrong key stays wrong.
             unauthorised += 1
-            return unauthorised == 1
-        if error.passing and error.retry_after is not None:
-            return min(error.retry_after, _LONGEST_RETRY_AFTER)
-        return error.passing
+            return 0.0 if unauthorised == 1 else False
+        return 0.0 if error.passing else False
 
     return judge
 
 
-def _explained(refused: _Refused, host: str, path: str, tries: int, get: Get) -> SourceError:
+def _explained(refused: _Refused, host: str, path: str, tries: int, clock: str) -> SourceError:
     what = f"{host}: GET {path}: {refused}"
     if refused.status == 401:
         return CredentialsError(
-            f"{what}: the key is refused; {_clock(get)}; otherwise check that key and "
+            f"{what}: the key is refused; {clock}; otherwise check that key and "
             "secret belong together, that the key still exists, and the addresses it is limited to"
         )
     if refused.status == 403:
@@ -620,10 +647,10 @@ def _explained(refused: _Refused, host: str, path: str, tries: int, get: Get) ->
     )
 
 
-def _clock(get: Get) -> str:
+def _clock(ask: Callable[[], dict[str, object]]) -> str:
     """Return how far the clock here is off, the usual reason for a refused token."""
     try:
-        ahead = (now() - _instant_of(get(TIME, {}))) / NANOSECONDS
+        ahead = (now() - _instant_of(ask())) / NANOSECONDS
     except (_Refused, IncompleteRead):
         return "if the clock here is off, set it (a token lives 120 s)"
     if abs(ahead) < 2:

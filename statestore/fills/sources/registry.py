@@ -15,6 +15,8 @@ from pathlib import Path
 from statestore.config import Keys, Settings, exchange_keys
 from statestore.errors import SourceError, StateStoreError, UsageError
 from statestore.fills.sources import FillSource
+from statestore.fills.sources.pace import DEFAULT_RATE
+from statestore.fills.sources.slices import Progress
 
 GROUP = "statestore.sources"
 DEFAULT = "coinbase"
@@ -30,7 +32,8 @@ class Context:
         base_url: ``--base-url``, None for the exchange's own.
         key_file: ``--key-file``; None: not given.
         products: ``--product``; a source that can read everything at once may ignore them.
-        on_page: to be told (pages, rows so far) after each page of fills; None: nobody listens.
+        rate: ``--rate``, requests a second at most.
+        on_page: to be told how far it is after each page of fills; None: nobody listens.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -38,7 +41,8 @@ class Context:
     base_url: str | None = None
     key_file: Path | None = None
     products: frozenset[str] = frozenset()
-    on_page: Callable[[int, int], None] | None = None
+    rate: int = DEFAULT_RATE
+    on_page: Callable[[Progress], None] | None = None
 
     def keys(self, prefix: str) -> Keys:
         """Return the key of ``PREFIX_API_KEY``, ``PREFIX_SECRET`` and ``PREFIX_PASSWORD``.
@@ -84,7 +88,10 @@ def _coinbase(context: Context) -> FillSource:
         context.key_file or settings.key_file, settings.api_key, settings.api_secret
     )
     return CoinbaseSource(
-        credentials, base_url=context.base_url or settings.base_url, on_page=context.on_page
+        credentials,
+        base_url=context.base_url or settings.base_url,
+        rate=context.rate,
+        on_page=context.on_page,
     )
 
 
