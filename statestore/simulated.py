@@ -304,6 +304,12 @@ class SimulatedExchange:
         """Add fills from texts; see `fills`."""
         self._fills += fills(*texts, start=start, every=every)
 
+    def correct_fill(self, entry_id: str, **fields: object) -> None:
+        """Change fields of a fill that is there already, by their own names."""
+        row = next(row for row in self._fills if row["entry_id"] == entry_id)
+        row.update(fields)
+        self._sorted = None
+
     def set_balance(self, currency: str, available: str = "0", hold: str = "0") -> None:
         """Set the account of a currency; what is owned is available plus held."""
         fiat = currency in {"USD", "EUR", "GBP"}

@@ -129,7 +129,7 @@ def a_fill_posted_late(exchange: SimulatedExchange, state_file: Path) -> None:
 
 
 def a_corrected_fill(exchange: SimulatedExchange, state_file: Path) -> None:
-    exchange._fills[0]["price"] = "60001"
+    exchange.correct_fill(str(exchange._fills[0]["entry_id"]), price="60001")
 
 
 def a_withdrawal(exchange: SimulatedExchange, state_file: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_row_the_exchange_has_corrected_is_read_again(
     exchange.add_fill(broken)
     exchange.set_balance("SOL", "1")
     refused = apply(state=STATE)
-    exchange._fills[-1] = broken | {"side": "BUY"}
+    exchange.correct_fill("e1", side="BUY")
     ran = apply()
     again = apply()
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from statestore.fills.sources import coinbase
 from statestore.simulated import Request, SimulatedExchange, fill
 from statestore.times import NANOSECONDS, format_instant, now
 from tests.cli.conftest import Run
+from tests.waits import pass_at_once
 
 HOUR = 3600 * NANOSECONDS
 RUNS = 200
@@ -111,6 +113,7 @@ class Wire:
 
     def __init__(self, exchange: SimulatedExchange) -> None:
         self.exchange = exchange
+        self.session = SimpleNamespace(hooks={"response": []})  # nobody looks at headers
 
     def get(self, url_path: str, params: dict[str, object] | None = None) -> dict[str, object]:
         query = {name: [str(value)] for name, value in (params or {}).items()}
@@ -134,7 +137,7 @@ def verify(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(fake_exchange, "_problem_with", lambda *_: "")
     monkeypatch.setattr(coinbase, "read_only_client", lambda *_, **__: Wire(fake_exchange))
-    monkeypatch.setattr(coinbase, "_REQUESTS_PER_SECOND", 100_000)
+    pass_at_once(monkeypatch)
     monkeypatch.setattr("statestore.cli.verify._wait", lambda _: None)
     return lambda *arguments: statestore("verify", "--state", state_file, "--exit-code", *arguments)
 
@@ -147,7 +150,7 @@ def bot(fake_exchange: SimulatedExchange, state_file: Path, request: pytest.Fixt
 
 @pytest.fixture
 def trading(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bot]:
-    """A bot that trades in a thread of its own, as fast as it can."""
+    """A bot that trades in a thread of its own, some 200 steps a second."""
     # The grace is longer than a trade takes, whatever the machine is busy with: four steps here.
     monkeypatch.setattr("statestore.cli.verify._wait", lambda _: bot.wait_for(4))
     stop = threading.Event()
@@ -155,7 +158,7 @@ def trading(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bot]:
     def trade() -> None:
         while not stop.is_set():
             bot.step()
-            stop.wait(0.001)
+            stop.wait(0.004)  # else fills pile up faster than they are read
 
     thread = threading.Thread(target=trade)
     thread.start()

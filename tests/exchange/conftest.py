@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import pytest
 
-from statestore.fills.sources import pace
 from statestore.fills.sources.coinbase import CoinbaseSource, Credentials
 from statestore.fills.sources.pace import Pace
 from statestore.simulated import SimulatedExchange
+from tests.waits import pass_at_once
 
 MakeSource = Callable[..., CoinbaseSource]
 
 
 @pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been waited, in order; they pass on a clock that nothing else moves.
-
-    Several threads that wait at once wait for the same seconds.
-    """
-    waited: list[float] = []
-    here = 1_000.0
-
-    def nap(seconds: float, stopping: threading.Event) -> None:
-        nonlocal here
-        if stopping.is_set():
-            raise pace.Stopped
-        waited.append(seconds)
-        here = max(here, clock() + seconds)
-
-    def clock() -> float:
-        return here
-
-    monkeypatch.setattr(pace, "nap", nap)
-    monkeypatch.setattr(pace, "clock", clock)
+    """Seconds that would have been waited, in order."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return waited
+    return pass_at_once(monkeypatch)
 
 
 @pytest.fixture

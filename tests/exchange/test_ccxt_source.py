@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +27,7 @@ from statestore.errors import (
 from statestore.fills.normalise import normalise
 from statestore.fills.sources import ReadOnlyViolation
 from statestore.fills.sources.ccxt import CcxtSource, _payload, read_only_client
+from statestore.fills.sources.slices import Progress
 from statestore.fills.sources.venues import VENUES, spans
 from statestore.model import Batch, Fill, Normalised, Row
 from statestore.times import parse_instant
@@ -36,6 +38,15 @@ UNTIL = parse_instant("2025-11-21T00:00:00Z")
 DAY_MS = 24 * 3600 * 1000
 
 Serve = Callable[[str], VenueServer]
+
+
+@pytest.fixture(autouse=True)
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would have been slept, in order."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return slept
 
 
 @pytest.fixture
@@ -204,11 +215,11 @@ def test_kraken_is_read_by_offset_to_its_own_count(serve: Serve) -> None:
         return kraken_page(dict(list(trades.items())[first : first + 50]), len(trades))
 
     venue.on("TradesHistory", page)
-    seen: list[tuple[int, int]] = []
-    found = read(source_of(venue, on_page=lambda *page: seen.append(page)))
+    seen: list[Progress] = []
+    found = read(source_of(venue, on_page=seen.append))
 
     assert len(found.fills) == 120
-    assert seen == [(1, 50), (2, 100), (3, 120)]
+    assert [(page.pages, page.rows) for page in seen] == [(1, 50), (2, 100), (3, 120)]
     assert {r.query["consolidate_taker"] for r in venue.asked("TradesHistory")} == {"false"}
     assert found.duplicates == 0
 
