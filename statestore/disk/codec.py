@@ -35,7 +35,6 @@ import marshal
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -113,8 +112,7 @@ class Meta(msgspec.Struct, frozen=True):
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(msgspec.Struct, frozen=True):
     """A value that is certain to be writable, as the text that goes into a file."""
 
     text: bytes
@@ -130,8 +128,7 @@ class Section:
 Remembered = dict[str, tuple[object, Section | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """A state document, not decoded below its top level.
 
     Attributes:
@@ -146,15 +143,19 @@ class Document:
     trust: Trust = Trust.SEALED
     identity: str = ""
     why: str = ""
-    _encoded: Mapping[str, Section] = field(default_factory=dict, repr=False, compare=False)
+    encoded: dict[str, Section] = {}  # where this process encoded it
 
     @property
     def revision(self) -> int:
         return self.meta.revision if self.meta else 0
 
+    def distrusted(self, why: str) -> Document:
+        """Return the same document, of which something says that it is not to be believed."""
+        return msgspec.structs.replace(self, trust=Trust.MISMATCH, why=why)
+
     def holds(self, key: str, section: Section) -> bool:
         """Return whether the section under `key`, which is there, says what `section` does."""
-        former = self._encoded.get(key)
+        former = self.encoded.get(key)
         if former is not None and former.decimals == section.decimals:
             return former.text == section.text
         raw = self.sections[key]
@@ -311,14 +312,14 @@ def encode(
     return encoded
 
 
-def arrange(encoded: Mapping[str, Section], base: Document | None) -> Document:
+def arrange(encoded: dict[str, Section], base: Document | None) -> Document:
     """Return the document to write: sections of `base` that did not change keep their bytes.
 
     Keys of `base` keep their order and new ones follow, so that a diff of two states is small.
     """
     sections = {}
     if base is not None:
-        former = base._encoded
+        former = base.encoded
         for key, raw in base.sections.items():
             section = encoded.get(key)
             if section is not None:
@@ -327,25 +328,29 @@ def arrange(encoded: Mapping[str, Section], base: Document | None) -> Document:
     for key, section in encoded.items():
         if key not in sections:
             sections[key] = section.text
-    return Document(None, sections, _encoded=encoded)
+    return Document(None, sections, encoded=encoded)
 
 
-def render(document: Document, meta: Meta) -> tuple[bytes | bytearray, Document]:
-    """Return the bytes of the file, and the document they are, with the sum filled in."""
+def render(document: Document, meta: Meta) -> tuple[bytearray, slice]:
+    """Return the bytes of the file with zeros for its sum, and where these are; see `seal`."""
     blank = msgspec.structs.replace(meta, sha256=_BLANK_SUM.decode())
     # The sum ends the first line: its zeros are the last 64 bytes before `"}`.
     head = b'{\n  "_meta": ' + msgspec.json.format(_encode(blank), indent=0)
     parts = [head]
     for key, raw in document.sections.items():
-        parts += (_opening(key), raw)
+        parts.append(_opening(key))
+        parts.append(raw)
     parts.append(b"\n}\n")
-    data = bytearray().join(parts)  # filled in where it lies, since it may be large
-    digits = hashlib.sha256(data).hexdigest()
     end = len(head) - len(b'"}')
-    data[end - len(digits) : end] = digits.encode()
+    return bytearray().join(parts), slice(end - len(_BLANK_SUM), end)
+
+
+def seal(document: Document, meta: Meta, data: bytearray, where: slice) -> Document:
+    """Fill in the sum of what `render` returned, in place; return the document that is."""
+    digits = hashlib.sha256(data).hexdigest()
+    data[where] = digits.encode()
     meta = msgspec.structs.replace(meta, sha256=digits)
-    known = document._encoded
-    return data, Document(meta, document.sections, identity=digits, _encoded=known)
+    return msgspec.structs.replace(document, meta=meta, identity=digits)
 
 
 @functools.lru_cache(maxsize=4096)

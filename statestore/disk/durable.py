@@ -20,8 +20,10 @@ the next writer takes it away. Callers serialise writers of one target (`statest
 its lock). NFS is out of scope: rename(2) is not atomic there for other clients.
 """
 
-# Here one call is one system call, and tests make each of them fail by its name in `os`.
-# ruff: noqa: PTH105, PTH108, PTH116
+# Here one call is one system call, and tests make each of them fail by its name in `os`. On the way
+# of a save names are text and few objects are made: after each flush the processor's caches are
+# cold, and what Python does then costs a multiple of its usual price.
+# ruff: noqa: PTH105, PTH108, PTH116, PTH120
 
 from __future__ import annotations
 
@@ -58,8 +60,9 @@ _LINKS_UNSUPPORTED = {
     errno.EXDEV,
 }
 _BLOCK = 1 << 20
-# SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
-_WRITE_AND_WAIT = 7
+_PAGE = 4096
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+_WRITE_AND_WAIT = 7  # and SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WAIT_AFTER
 
 _single_sync_devices: set[int] = set()
 _libc: Any = None
@@ -73,7 +76,7 @@ class TooLarge(Exception):
     """The file is larger than the reader is willing to read."""
 
 
-def read_file(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+def read_file(path: str | Path, limit: int) -> tuple[bytes, os.stat_result]:
     """Return a regular file's bytes and its status, both of the same inode.
 
     Raises:
@@ -105,6 +108,7 @@ def replace_file(
     mode: int | None = None,
     before_commit: Callable[[], None] | None = None,
     durability: Durability = "full",
+    finish: Callable[[], slice] | None = None,
 ) -> os.stat_result:
     """Put `data` under `path`, durably and in one step; return the status of the new file.
 
@@ -116,40 +120,52 @@ def replace_file(
             else has changed; if it raises, nothing does.
         durability: one fsync is enough only where the former file is kept, to be loaded if the
             power goes between rename and fsync; elsewhere ``single-sync`` makes two as well.
+        finish: called while the disk is at work on `data`, to fill in what takes long to compute;
+            returns the part of `data`, in its first page, that is to be written again.
 
     Raises:
         UsageError: the file system is none that one fsync is enough for.
         SaveFailed: the system refused a step; the old bytes stand.
         SaveNotDurable: the new bytes stand, but the folder could not be flushed.
     """
-    temporary = f"{path}.tmp"
+    name = os.fspath(path)
+    temporary, link = f"{name}.tmp", _link_name(name)
     descriptor = -1
+    step: str | None = "create the temporary file"
     try:
-        with _step(path, "create the temporary file"):
-            descriptor = _create(temporary)
-            previous = _status(path)
+        descriptor = _create(temporary)
+        previous = _status(name)
         if durability == "single-sync" and (keep_previous is None or previous is None):
             durability = "full"
-        with _step(path, "write"):
-            write_all(descriptor, data)
-            _take_over(descriptor, previous, mode)
+        step = "write"
+        write_all(descriptor, data)
+        if finish is not None:
+            if durability != "relaxed":
+                _start_writing(descriptor)
+            part = finish()
+            os.lseek(descriptor, part.start, os.SEEK_SET)
+            write_all(descriptor, data[part])
+        _take_over(descriptor, previous, mode)
         if durability == "full":
-            with _step(path, "fsync"):
-                os.fsync(descriptor)
+            step = "fsync"
+            os.fsync(descriptor)
         elif durability == "single-sync":
-            require_single_sync(path)
-            with _step(path, "write out"):
-                write_out(descriptor)
+            if previous is None or previous.st_dev not in _single_sync_devices:
+                require_single_sync(path)
+            step = "write out"
+            write_out(descriptor)
         if before_commit is not None:
+            step = None  # what it raises is the caller's
             before_commit()
         if keep_previous is not None and previous is not None:
-            _keep(path, keep_previous)
+            step = "keep the former file"
+            _keep(name, link, keep_previous)
         if keep_previous is None or previous is None or previous.st_nlink > 1:
             # Left by a killed writer, or by a rename over another name of the same inode, which
             # does nothing and leaves both. Where there is one name, the rename took the link.
-            _drop(_link_name(path))
-        with _step(path, "rename"):
-            os.replace(temporary, path)
+            _drop(link)
+        step = "rename"
+        os.replace(temporary, name)
         # After the rename: it changes the inode's ctime, which callers compare.
         try:
             status = os.fstat(descriptor)
@@ -165,6 +181,11 @@ def replace_file(
                 os.fsync(descriptor)
             except OSError as error:
                 _take_back(path, keep_previous, error)
+    except OSError as error:
+        _drop(temporary)
+        if step is None:
+            raise
+        raise SaveFailed(path, step, error, _advice(step, error)) from error
     except BaseException:
         _drop(temporary)
         raise
@@ -227,7 +248,7 @@ def flush_folder(path: Path) -> None:
         SaveNotDurable: the folder could not be flushed.
     """
     try:
-        fsync_directory(path.parent)
+        fsync_directory(os.path.dirname(path) or ".")
     except OSError as error:
         raise _not_durable(path, "fsync of the folder", error) from error
 
@@ -270,7 +291,7 @@ def flush_file(path: Path) -> None:
     flush_folders_above(path)
 
 
-def fsync_directory(folder: Path) -> None:
+def fsync_directory(folder: str | Path) -> None:
     """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -331,18 +352,32 @@ def write_out(descriptor: int) -> None:
     the disk its log flushes the disk's cache first. So on ext4 and xfs, which log in order, whoever
     finds the new name finds the new bytes. No POSIX call promises that.
     """
+    _sync_file_range(descriptor, 0, _WRITE_AND_WAIT)
+
+
+def _start_writing(descriptor: int) -> None:
+    """Hint that a file is to be written out; its first page, which will change again, later.
+
+    That it cannot be done means nothing, and an error of the disk is the next fsync's to tell.
+    """
+    with suppress(OSError, ImportError, AttributeError):
+        _sync_file_range(descriptor, _PAGE, _START_WRITING)
+
+
+def _sync_file_range(descriptor: int, start: int, flags: int) -> None:
     global _libc
     if _libc is None:
         import ctypes  # it costs a short command more than the rest of this module
 
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _libc.sync_file_range.argtypes = (
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.sync_file_range.argtypes = (
             ctypes.c_int,
             ctypes.c_int64,
             ctypes.c_int64,
             ctypes.c_uint,
         )
-    if _libc.sync_file_range(descriptor, 0, 0, _WRITE_AND_WAIT) != 0:
+        _libc = libc
+    if _libc.sync_file_range(descriptor, start, 0, flags) != 0:
         import ctypes
 
         code = ctypes.get_errno()
@@ -424,8 +459,10 @@ def _advice(step: str, error: OSError) -> str:
 
 def close_quietly(descriptor: int) -> None:
     """Close a file whose bytes were flushed, or only read: a late error says nothing of them."""
-    with suppress(OSError):
+    try:  # noqa: SIM105  # `suppress` costs more than the call
         os.close(descriptor)
+    except OSError:
+        pass
 
 
 def _create(temporary: str) -> int:
@@ -464,32 +501,30 @@ def _take_over_ownership(descriptor: int, new: os.stat_result, previous: os.stat
         os.fchmod(descriptor, stat.S_IMODE(previous.st_mode))
 
 
-def _keep(path: Path, kept: Path) -> None:
+def _keep(path: str, link: str, kept: Path) -> None:
     """Give the present file a second name, replacing what stood under it.
 
     A hard link, not a rename: between two renames there would be an instant with no file under
     the target's name at all, and a bot that starts in that instant starts from nothing.
     """
-    link = _link_name(path)
     try:
-        with _step(path, "keep the former file"):
-            try:
-                _link_or_copy(path, link)
-            except FileExistsError:
-                os.unlink(link)  # left by a writer that was killed
-                _link_or_copy(path, link)
-            os.replace(link, kept)
+        try:
+            _link_or_copy(path, link)
+        except FileExistsError:
+            os.unlink(link)  # left by a writer that was killed
+            _link_or_copy(path, link)
+        os.replace(link, kept)
     except BaseException:
         _drop(link)
         raise
 
 
-def _link_name(path: Path) -> str:
+def _link_name(path: str | Path) -> str:
     """One name per target whatever it is kept as: the next writer finds what a kill left."""
     return f"{path}.bak.tmp"
 
 
-def _link_or_copy(source: Path, target: str) -> None:
+def _link_or_copy(source: str | Path, target: str) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -498,7 +533,7 @@ def _link_or_copy(source: Path, target: str) -> None:
         _copy(source, target)
 
 
-def _copy(source: Path, target: str) -> None:
+def _copy(source: str | Path, target: str) -> None:
     """Copy durably; for file systems without hard links (FAT, some network and FUSE ones)."""
     data, status = read_file(source, limit=1 << 40)
     descriptor = os.open(target, _CREATE, NEW_FILE_MODE)
@@ -531,7 +566,7 @@ def _drop(temporary: str) -> None:
         os.unlink(temporary)
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _status(path: str) -> os.stat_result | None:
     try:
         return os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

@@ -16,6 +16,7 @@ A waiter polls, so writers are not served in the order they came.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import threading
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from statestore import times
@@ -101,8 +102,10 @@ class WriterLock:
         if exclusion.owner == threading.get_ident():
             self._lock.release()
             exclusion.owner = None
-        with suppress(RuntimeError):  # not ours: the wait for it failed
+        try:  # noqa: SIM105  # `suppress` costs more than the call
             exclusion.mutex.release()
+        except RuntimeError:
+            pass  # not ours: the wait for it failed
 
     def _held_for_longer(self, timeout: float) -> StateLocked:
         pid = flock_holder(self._lock.path)
@@ -254,27 +257,23 @@ class _OsLock:
 
     def acquire(self) -> bool:
         """Try once."""
-        # Imported when first needed: it costs a short command more than everything else it does.
-        import filelock
-
+        take = _filelock().lock_descriptor
         while True:
             if self._descriptor is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._descriptor = os.open(self.path, flags, durable.NEW_FILE_MODE)
                 status = os.fstat(self._descriptor)
                 self._inode = (status.st_dev, status.st_ino)
-            if not filelock.lock_descriptor(self._descriptor, blocking=False):
+            if not take(self._descriptor, blocking=False):
                 return False
             if self._is_current():
                 return True
             self.close()  # the file was deleted, and a lock on its remains keeps nobody out
 
     def release(self) -> None:
-        import filelock
-
         if self._descriptor is not None:
             try:
-                filelock.unlock_descriptor(self._descriptor)
+                _filelock().unlock_descriptor(self._descriptor)
             except OSError:
                 self.close()  # which gives it back as well
 
@@ -296,6 +295,14 @@ class _OsLock:
         except FileNotFoundError:
             return False
         return self._inode == (named.st_dev, named.st_ino)
+
+
+@functools.cache
+def _filelock() -> ModuleType:
+    """Import it when first needed: it costs a short command more than everything else it does."""
+    import filelock
+
+    return filelock
 
 
 @dataclass(slots=True)

@@ -123,6 +123,7 @@ class Reader:
     path: Path
     backup_path: Path
     backups: Backups
+    name: str  # of `path`, which costs more to look at than a text
 
     def find(self, on_mismatch: OnMismatch) -> Found:
         """Return the state; without document if there is no file of it at all.
@@ -171,7 +172,7 @@ class Reader:
 
     def still_stands(self, found: Found) -> bool:
         """Return whether the state file still is the one that was found."""
-        signature = _signature_of(self.path)
+        signature = _signature_of(self.name)
         if signature != found.signature:
             return False
         if found.settled or signature is None:
@@ -214,8 +215,7 @@ class Reader:
         if document.trust is codec.Trust.ADOPTED and ahead:
             # Not the file as it was before its first save: that is long gone.
             why = f"has no {codec.META}, although {self.backup_path.name} is at revision {ahead}"
-            document = replace(document, trust=codec.Trust.MISMATCH, why=why)
-            found.document = document
+            document = found.document = document.distrusted(why)
         if document.trust is codec.Trust.MISMATCH:
             if on_mismatch == "refuse":
                 raise self._mismatch(document)
@@ -290,7 +290,7 @@ def _signature(status: os.stat_result) -> _Signature:
     )
 
 
-def _signature_of(path: Path) -> _Signature | None:
+def _signature_of(path: str | Path) -> _Signature | None:
     try:
         return _signature(os.stat(path))  # noqa: PTH116  # called for every save and every poll
     except FileNotFoundError:

@@ -56,6 +56,10 @@ logger = logging.getLogger(__name__)
 
 _HOST = os.uname().nodename
 
+# From here on the disk is given the bytes before their checksum: it is at work while that is
+# computed. Below, a second transfer costs it more than that saves.
+_LARGE = 1 << 18
+
 Numbers = codec.Numbers
 BeforeCommit = Callable[[], None]
 
@@ -108,7 +112,7 @@ class State(dict[str, Any]):
         self.meta = meta
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     """Which state a writer saw last. Without `identity` only the revision is compared."""
 
@@ -177,7 +181,7 @@ class StateStore:
         self.backups = Backups(folder, self.path)
         self.lock_timeout = lock_timeout
         self.on_mismatch: OnMismatch = on_mismatch
-        self._reader = Reader(self.path, self.backup_path, self.backups)
+        self._reader = Reader(self.path, self.backup_path, self.backups, str(self.path))
         self._lock = WriterLock(self.path, self.lock_path)
         self._seen: Found | None = None
         self._remembered: codec.Remembered = {}
@@ -419,7 +423,7 @@ class StateStore:
 
     def _commit(
         self,
-        encoded: Mapping[str, codec.Section],
+        encoded: dict[str, codec.Section],
         state: Mapping[str, Any],
         reason: str,
         expected_revision: int | None,
@@ -479,8 +483,8 @@ class StateStore:
         return self._reader.find(self.on_mismatch)
 
     def _known(self, state: Mapping[str, Any], expected: int | None) -> _Known | None:
-        if isinstance(state, State) and state.meta.state_path == self.path:
-            meta = state.meta
+        meta = state.meta if isinstance(state, State) else None
+        if meta and (meta.state_path is self.path or meta.state_path == self.path):
             known = _Known(meta.revision, meta.sha256, meta.recovered_from is not None)
         elif self._seen is not None:
             seen = self._seen
@@ -550,13 +554,22 @@ class StateStore:
             reason=reason.encode("utf-8", "backslashreplace").decode(),
             writer=f"{os.getpid()}@{_HOST}",
         )
-        data, document = codec.render(document, meta)
+        data, blank = codec.render(document, meta)
         if len(data) > codec.MAX_BYTES:
             raise StateInvalid(
                 self.path,
                 f"the state is {len(data)} bytes long, and more than {codec.MAX_BYTES} are not "
                 f"loaded again ({self.path} is unchanged)",
             )
+
+        def fill_in() -> slice:
+            nonlocal document
+            document = codec.seal(document, meta, data, blank)
+            return blank
+
+        late = len(data) >= _LARGE
+        if not late:
+            fill_in()
         try:
             status = durable.replace_file(
                 self.path,
@@ -564,13 +577,14 @@ class StateStore:
                 keep_previous=keep,
                 before_commit=before_commit,
                 durability=self.durability,
+                finish=fill_in if late else None,
             )
             self._flushed, self._flush_owed = document.identity, False
             saved = self._accept(Found.just_written(self.path, status, document, data), state)
         except BaseException:
             self._reconcile(document, data, keep, state)
             raise
-        if keep is not None and keep != self.backup_path:
+        if keep is not None and not found.readable:
             logger.warning(
                 "state file that is not good moved aside",
                 extra={"path": str(self.path), "aside": str(keep)},

@@ -378,7 +378,10 @@ class Disk:
         that appears after this call appears with the data.
         """
         opened = self._opened(call)
-        if self.model == "strict" or opened is None or not isinstance(opened.node, File):
+        waits = "WAIT_AFTER" in call.arguments[3]  # else it is a hint and no more
+        if self.model == "strict" or not waits:
+            return False
+        if opened is None or not isinstance(opened.node, File):
             return False
         opened.node.flushed()
         return True

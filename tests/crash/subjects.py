@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from statestore.disk import codec, durable
+from statestore.disk import codec, durable, store
 from statestore.disk.audit import AuditLog
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
@@ -53,7 +53,7 @@ class Subject:
         read: returns the number of the state found, 0 for none; `Violation` if it is no state of
             ours. Any other exception means that the store refuses to answer.
         carry_on: after a crash and a `read`: the next save has to work and leave nothing behind.
-        broken: what is planted, run in the process that works.
+        broken: what is planted or set, run in the process that works.
     """
 
     name: str
@@ -172,6 +172,11 @@ def save(*numbers: int) -> Callable[[Path, Acknowledge], None]:
     return work
 
 
+def take_for_large() -> None:
+    """Have the disk given the bytes before their sum, as those of a large state."""
+    vars(store)["_LARGE"] = 0
+
+
 def save_again(folder: Path, acknowledge: Acknowledge) -> None:
     """Save what was loaded: nothing is to be written, but the promise is the same."""
     writer = StateStore(state_path(folder))
@@ -286,6 +291,9 @@ STATESTORE = [
     Subject("a save without .bak", start_without_bak, save(3), read_in_place, save_next),
     Subject("a save after a damaged state", start_damaged, save(3), read, save_next),
     Subject("a save after a missing state", start_without_state, save(3), read, save_next),
+    Subject(
+        "a save of a large state", start(1, 2), save(3), read_in_place, save_next, take_for_large
+    ),
     Subject("a transaction", start(1, 2), transact, read_in_place, save_next),
     Subject("a save of nothing new", start(1, 2), save_again, read_in_place, save_next),
     Subject("sealing an edit", start_edited, seal, read_edited, save_next),

@@ -24,7 +24,9 @@ class Colour(StrEnum):
 
 def written(state, base=None, **meta):
     document = codec.arrange(codec.encode(state, PATH), base)
-    return codec.render(document, codec.Meta(**meta))[0]
+    data, blank = codec.render(document, codec.Meta(**meta))
+    codec.seal(document, codec.Meta(**meta), data, blank)
+    return data
 
 
 def sections(text: str, **trust):

@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -222,7 +223,7 @@ def test_what_stops_a_save_before_the_rename_changes_nothing(target, error):
 def test_each_new_folder_is_flushed_into_the_one_above_it(tmp_path, monkeypatch):
     flushed, original = [], durable.fsync_directory
     monkeypatch.setattr(
-        durable, "fsync_directory", lambda folder: flushed.append(folder) or original(folder)
+        durable, "fsync_directory", lambda folder: flushed.append(Path(folder)) or original(folder)
     )
 
     durable.make_directory(tmp_path / "a" / "b" / "c")

@@ -9,6 +9,7 @@ import select
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_a_kill_at_each_system_call_of_a_save_loses_nothing(tmp_path, start):
 
 def test_planted_rotation_by_rename_is_caught_by_these_tests(path, monkeypatch):
     """The test of the test: .bak made by rename leaves an instant without a state file."""
-    monkeypatch.setattr(durable, "_keep", lambda state, kept: state.rename(kept))
+    monkeypatch.setattr(durable, "_keep", lambda state, _link, kept: Path(state).rename(kept))
     pid = os.fork()
     if pid == 0:
         with suppress(BaseException):

@@ -10,6 +10,7 @@ import signal
 import stat
 import threading
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -1018,7 +1019,7 @@ def test_an_owed_flush_of_the_folder_is_paid_by_the_next_save(path, monkeypatch,
     assert state.meta.revision == writer.revision == 2
     flushed, original = [], durable.fsync_directory
     monkeypatch.setattr(
-        durable, "fsync_directory", lambda folder: flushed.append(folder) or original(folder)
+        durable, "fsync_directory", lambda folder: flushed.append(Path(folder)) or original(folder)
     )
 
     state["n"] = 2 if same else 3
