@@ -22,6 +22,7 @@ from statestore.cli.options import (
 from statestore.cli.output import note, print_json
 from statestore.config import load_settings, places
 from statestore.disk.checking import CheckReport, FileReport, saved_at
+from statestore.disk.durable import is_network
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import StateCorrupt, StateError
@@ -107,7 +108,13 @@ def _mention(store: StateStore, report: CheckReport) -> None:
     if report.lock_holder is not None:
         note(
             f"process {report.lock_holder} on {os.uname().nodename} holds the lock "
-            f"{store.lock_path}: it is saving, or it hangs"
+            f"{store.lock_path}: it is saving, or it hangs (it runs since "
+            f"{report.lock_holder_since or 'an unknown time'})"
+        )
+    if is_network(report.file_system):
+        note(
+            f"{store.path} is on {report.file_system}, a network file system: writers may not be "
+            "kept apart there, and a power cut may take what was saved; put it on a local disk"
         )
     if report.lease is not None:
         who = {name: report.lease.get(name, "unknown") for name in ("pid", "host", "since")}

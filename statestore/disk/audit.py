@@ -30,7 +30,7 @@ from typing import Any
 
 from statestore import times
 from statestore.disk import durable
-from statestore.disk.locks import flock_holder
+from statestore.disk.locks import describe_holder, flock_holder
 from statestore.errors import AuditBroken, SaveFailed, StateInvalid, StateLocked
 
 logger = logging.getLogger(__name__)
@@ -173,10 +173,9 @@ class AuditLog:
             with suppress(BlockingIOError):
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.monotonic() >= deadline:
-                pid = flock_holder(self.path)
                 raise StateLocked(
                     self.path,
-                    f"{self.path} is locked by {f'process {pid}' if pid else 'another process'} "
+                    f"{self.path} is locked by {describe_holder(flock_holder(self.path))} "
                     f"for longer than {LOCK_TIMEOUT_SECONDS:g} s; nothing was recorded: see what "
                     "holds it",
                 )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from statestore import times
 from statestore.disk import codec, durable
 from statestore.disk.backups import Backups
+from statestore.disk.locks import holder_since
 
 _STATUS: dict[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
     codec.Trust.SEALED: "good",
@@ -41,7 +42,9 @@ class CheckReport:
         leftovers: temporary files of writers that were killed. The next save takes those beside
             the state file away; those of a backup stay, and may be deleted.
         lock_holder: process id, None if nobody saves at this instant or the system does not say.
+        lock_holder_since: since when that process runs, RFC 3339 in UTC.
         lease: ``pid``, ``host`` and ``since`` of the running bot, None if there is none.
+        file_system: that the state is on, ``nfs4`` for example.
     """
 
     state: FileReport
@@ -50,7 +53,9 @@ class CheckReport:
     quarantined: list[Path]
     leftovers: list[Path]
     lock_holder: int | None
+    lock_holder_since: str | None
     lease: dict[str, Any] | None
+    file_system: str
 
     @property
     def ok(self) -> bool:
@@ -86,7 +91,9 @@ def check_files(
         quarantined=[p for p in beside if p.name.startswith(f"{name}.corrupt-")],
         leftovers=[] if lock_holder else leftovers,
         lock_holder=lock_holder,
+        lock_holder_since=holder_since(lock_holder) if lock_holder else None,
         lease=lease,
+        file_system=durable.file_system_of(path),
     )
 
 

@@ -64,6 +64,8 @@ _PAGE = 4096
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 _WRITE_AND_WAIT = 7  # and SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WAIT_AFTER
 
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "fuse.sshfs"}
+
 _single_sync_devices: set[int] = set()
 _libc: Any = None
 
@@ -325,24 +327,34 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
 
 
 def require_single_sync(path: Path) -> None:
-    """Refuse a file on a file system that one fsync is not enough for; asked once per device.
+    """Refuse a file on a file system that one fsync is not enough for.
+
+    A save asks again only where the device is another one than before.
 
     Raises:
         UsageError: it is neither xfs nor ext4 with a journal and ordered data, or cannot be told.
     """
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent  # it will be made on the file system of the one above it
-    device = os.stat(folder).st_dev
-    if device in _single_sync_devices:
-        return
-    found = _file_system(device)
+    device = _device_of(path)
+    _single_sync_devices.discard(device)
+    found = file_system(device)
     if found not in ("xfs", "ext4 (data=ordered)"):
         raise UsageError(
             f'durability="single-sync" needs xfs, or ext4 with a journal and data=ordered; '
             f'{path} is on {found}: use durability="full"'
         )
     _single_sync_devices.add(device)
+
+
+def file_system_of(path: Path) -> str:
+    """Return the `file_system` that `path` is on, or will be on."""
+    return file_system(_device_of(path))
+
+
+def _device_of(path: Path) -> int:
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # it will be made on the file system of the one above it
+    return os.stat(folder).st_dev
 
 
 def write_out(descriptor: int) -> None:
@@ -384,7 +396,12 @@ def _sync_file_range(descriptor: int, start: int, flags: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _file_system(device: int) -> str:
+def is_network(found: str) -> bool:
+    """Return whether a `file_system` is another machine's, where nothing here is promised."""
+    return found in _NETWORK
+
+
+def file_system(device: int) -> str:
     """Return the type of a mounted file system, with ext4's treatment of data; for people too."""
     number = f"{os.major(device)}:{os.minor(device)}"
     kind = "an unknown file system"

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import logging
 import os
 import threading
 import time
@@ -32,6 +33,8 @@ from typing import Any, Self, TypeVar
 from statestore import times
 from statestore.disk import durable
 from statestore.errors import LeaseHeld, SaveFailed, StateError, StateLocked, UsageError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -109,7 +112,7 @@ class WriterLock:
 
     def _held_for_longer(self, timeout: float) -> StateLocked:
         pid = flock_holder(self._lock.path)
-        who = f"process {pid}" if pid else "another process"
+        who = describe_holder(pid)
         if pid == os.getpid():
             who = "another thread or store of this process"
         return StateLocked(
@@ -191,6 +194,30 @@ def lease_holder(lease_path: Path) -> dict[str, Any] | None:
     return holder if isinstance(holder, dict) else {}
 
 
+def holder_since(pid: int) -> str | None:
+    """Return since when a process of this machine runs, to the second; None if that is not told.
+
+    It tells a bot that hangs from a command that was just typed, and a process from another one
+    that was given its number later.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        up = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        age = up - int(fields[19]) * times.NANOSECONDS // os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+    started = (times.now() - age) // times.NANOSECONDS
+    return times.format_instant(started * times.NANOSECONDS)
+
+
+def describe_holder(pid: int | None) -> str:
+    """Return who holds a lock, for a message: flock is local, so the process is of this machine."""
+    if not pid:
+        return "another process"
+    since = holder_since(pid)
+    return f"process {pid} (running since {since})" if since else f"process {pid}"
+
+
 def flock_holder(lock_path: Path) -> int | None:
     """Return the process that holds a lock; None if none does or the system does not tell.
 
@@ -264,6 +291,7 @@ class _OsLock:
                 self._descriptor = os.open(self.path, flags, durable.NEW_FILE_MODE)
                 status = os.fstat(self._descriptor)
                 self._inode = (status.st_dev, status.st_ino)
+                _warn_of_network(self.path, status.st_dev)
             if not take(self._descriptor, blocking=False):
                 return False
             if self._is_current():
@@ -297,6 +325,20 @@ class _OsLock:
         return self._inode == (named.st_dev, named.st_ino)
 
 
+def _warn_of_network(path: Path, device: int) -> None:
+    """Say once for each file system that locks and renames on it are another machine's affair."""
+    if device in _looked_at:
+        return
+    _looked_at.add(device)
+    found = durable.file_system(device)
+    if durable.is_network(found):
+        logger.warning(
+            "the state is on a network file system, where writers may not be kept apart and a "
+            "power cut may take what was saved",
+            extra={"path": str(path), "file_system": found},
+        )
+
+
 @functools.cache
 def _filelock() -> ModuleType:
     """Import it when first needed: it costs a short command more than everything else it does."""
@@ -314,6 +356,7 @@ class _Exclusion:
 
 
 _exclusions: dict[str, _Exclusion] = {}  # by state file
+_looked_at: set[int] = set()  # devices
 _os_locks: weakref.WeakSet[_OsLock] = weakref.WeakSet()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from statestore.disk import durable
 from statestore.disk.store import StateStore
 from tests.cli.conftest import Run
 from tests.cli.test_rebuild_apply import snapshot
@@ -87,8 +88,20 @@ def test_a_process_that_hangs_in_a_save_is_named(statestore: Run, state: Path) -
         pytest.skip("this system does not tell who holds a lock")
     assert ran.json["lock_holder"] == holder.pid
     assert f"process {holder.pid} on {os.uname().nodename} holds the lock" in ran.err
+    assert f"it runs since {ran.json['lock_holder_since']})" in ran.err
     assert ran.json["leftovers"] == [], "what a writer at work has there is no leftover"
     assert statestore("check", "--state", state).json["lock_holder"] is None
+
+
+def test_a_network_file_system_is_remarked_on(
+    statestore: Run, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "file_system", lambda _device: "nfs4")
+    ran = statestore("check", "--state", state)
+
+    assert (ran.code, ran.json["file_system"]) == (0, "nfs4")
+    assert f"{state} is on nfs4, a network file system" in ran.err
+    assert "put it on a local disk" in ran.err
 
 
 def test_a_damaged_backup_is_exit_8(statestore: Run, state: Path) -> None:

@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from statestore import times
+from statestore.disk import durable, locks
 from statestore.disk.store import StateStore
 from statestore.errors import SaveFailed, StateLocked
 
@@ -76,6 +78,35 @@ def test_nobody_starves_while_others_save_without_pause(path):
     assert max(waited) < 5000
 
 
+def test_each_of_eight_processes_gets_its_turns_while_all_save_without_pause(path):
+    """Counted, not timed, as above: none waits while others save as often as in 5 s."""
+    start, turns = fork.Event(), 10
+    names = [f"w{at}" for at in range(PROCESSES)]
+
+    def work(name):
+        start.wait()
+        counter = StateStore(path, lock_timeout=PATIENCE)
+        last = 0
+        while True:
+            with counter.transaction() as state:
+                waited = state.meta.revision - last if last else 0
+                last = state.meta.revision + 1
+                state["longest"] = max(state.get("longest", 0), waited)
+                state[name] = state.get(name, 0) + 1
+                if all(state.get(other, 0) >= turns for other in names):
+                    return
+
+    workers = [fork.Process(target=work, args=(name,)) for name in names]
+    for worker in workers:
+        worker.start()
+    start.set()
+    finish(workers)
+
+    state = StateStore(path).load()
+    assert min(state[name] for name in names) >= turns
+    assert 0 < state["longest"] < 5000
+
+
 def test_a_stuck_holder_is_named(path):
     ready, done = fork.Event(), fork.Event()
 
@@ -84,17 +115,32 @@ def test_a_stuck_holder_is_named(path):
             ready.set()
             done.wait()
 
+    before = times.now() - 2 * times.NANOSECONDS  # the kernel counts in ticks, and we in seconds
     worker = fork.Process(target=hold)
     worker.start()
     ready.wait()
     waiter = StateStore(path, lock_timeout=0)
-    with pytest.raises(StateLocked, match=f"locked by process {worker.pid} "):
+    with pytest.raises(StateLocked) as caught:
         waiter.save({"n": 1})
-    assert waiter.check().lock_holder == worker.pid
+    report = waiter.check()
     done.set()
     finish([worker])
 
-    assert waiter.check().lock_holder is None
+    since = report.lock_holder_since
+    assert f"locked by process {worker.pid} (running since {since}) " in str(caught.value)
+    assert report.lock_holder == worker.pid
+    assert before <= times.parse_instant(since) <= times.now()
+    assert (waiter.check().lock_holder, waiter.check().lock_holder_since) == (None, None)
+
+
+def test_what_is_not_known_of_a_holder_is_not_told():
+    gone = fork.Process(target=int)
+    gone.start()
+    gone.join()
+
+    assert locks.holder_since(gone.pid) is None
+    assert locks.describe_holder(gone.pid) == f"process {gone.pid}"
+    assert locks.describe_holder(None) == "another process"
 
 
 def test_parent_and_children_go_on_with_one_store(path):
@@ -113,6 +159,22 @@ def test_parent_and_children_go_on_with_one_store(path):
     finish(workers)
 
     assert bot.refresh()["n"] == 100
+
+
+@pytest.mark.parametrize("found", ["nfs4", "cifs", "ext4 (data=ordered)"])
+def test_a_state_on_a_network_file_system_is_warned_of_once(path, monkeypatch, caplog, found):
+    monkeypatch.setattr(locks, "_looked_at", set())
+    monkeypatch.setattr(durable, "file_system", lambda _device: found)
+    for number in (1, 2):
+        bot = StateStore(path)
+        state = bot.load()
+        state["n"] = number
+        bot.save(state)
+        bot.lease().release()
+
+    told = [record.file_system for record in caplog.records if "network" in record.message]
+    assert told == ([] if found.startswith("ext4") else [found])
+    assert bot.check().file_system == found
 
 
 @pytest.mark.parametrize("code", [errno.EBUSY, errno.EXDEV], ids=errno.errorcode.get)

@@ -60,6 +60,21 @@ def test_a_save_makes_no_call_it_does_not_need(path, calls):
     ]
 
 
+def test_a_large_state_is_on_its_way_to_the_disk_while_its_sum_is_computed(path, monkeypatch):
+    bot, state = saved_twice(path)
+    order, seal = [], codec.seal
+    monkeypatch.setattr(durable, "_start_writing", lambda _file: order.append("write out"))
+    monkeypatch.setattr(codec, "seal", lambda *args: order.append("sum") or seal(*args))
+
+    for size in (1_000, 300_000):
+        state["note"] = "x" * size
+        meta = bot.save(state)
+
+        assert StateStore(path).load().meta == meta
+
+    assert order == ["sum", "write out", "sum"]
+
+
 def test_changed_is_one_stat(path, calls):
     bot, _ = saved_twice(path)
     calls.clear()

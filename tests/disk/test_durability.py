@@ -47,7 +47,7 @@ def flushed(monkeypatch):
 def fit(monkeypatch):
     """As if every file system were one that a single fsync is enough for."""
     monkeypatch.setattr(durable, "_single_sync_devices", set())
-    monkeypatch.setattr(durable, "_file_system", lambda _device: "xfs")
+    monkeypatch.setattr(durable, "file_system", lambda _device: "xfs")
 
 
 def saved(path, *numbers, **options):
@@ -140,10 +140,16 @@ def test_where_no_former_state_is_kept_a_single_sync_save_flushes_twice(path, fi
     assert flushed[:3] == ["file", "rename state.json", "folder"]
 
 
-@pytest.mark.parametrize("found", ["btrfs", "tmpfs", "ext4 (no journal)", "ext4 (data=writeback)"])
+@pytest.mark.parametrize(
+    "found",
+    [
+        *("btrfs", "tmpfs", "nfs4", "overlay", "an unknown file system"),
+        *("ext4 (no journal)", "ext4 (data=writeback)", "ext4 (data=journal)"),
+    ],
+)
 def test_single_sync_is_refused_where_it_is_not_enough(path, monkeypatch, found):
     monkeypatch.setattr(durable, "_single_sync_devices", set())
-    monkeypatch.setattr(durable, "_file_system", lambda _device: found)
+    monkeypatch.setattr(durable, "file_system", lambda _device: found)
 
     with pytest.raises(UsageError) as caught:
         StateStore(path.parent / "new" / "state.json", durability="single-sync")
@@ -152,10 +158,21 @@ def test_single_sync_is_refused_where_it_is_not_enough(path, monkeypatch, found)
     assert names(path.parent) == []
 
 
+def test_single_sync_is_taken_where_this_very_file_system_is_fit_for_it(path):
+    found = durable.file_system_of(path)
+
+    if found in ("xfs", "ext4 (data=ordered)"):
+        saved(path, 1, 2, durability="single-sync")
+        assert StateStore(path).load() == {"n": 2}
+    else:
+        with pytest.raises(UsageError, match="single-sync"):
+            StateStore(path, durability="single-sync")
+
+
 def test_a_folder_that_is_mounted_over_later_is_asked_about_again(path, fit, monkeypatch):
     bot = saved(path, 1, durability="single-sync")
     monkeypatch.setattr(durable, "_single_sync_devices", set())
-    monkeypatch.setattr(durable, "_file_system", lambda _device: "btrfs")
+    monkeypatch.setattr(durable, "file_system", lambda _device: "btrfs")
 
     with pytest.raises(UsageError, match="btrfs"):
         bot.save({"n": 2})
@@ -164,9 +181,18 @@ def test_a_folder_that_is_mounted_over_later_is_asked_about_again(path, fit, mon
     assert names(path.parent) == ["state.json", "state.json.lock"]
 
 
+def test_a_device_that_was_mounted_anew_is_looked_at_by_the_next_store(path, fit, monkeypatch):
+    """A number is used again; the memory of a process once let data=writeback pass."""
+    saved(path, 1, durability="single-sync")
+    monkeypatch.setattr(durable, "file_system", lambda _device: "ext4 (data=writeback)")
+
+    with pytest.raises(UsageError, match="writeback"):
+        StateStore(path, durability="single-sync")
+
+
 def test_the_file_system_is_found_in_the_mount_table(tmp_path):
-    found = durable._file_system(Path("/proc").stat().st_dev)
-    here = durable._file_system(tmp_path.stat().st_dev)
+    found = durable.file_system(Path("/proc").stat().st_dev)
+    here = durable.file_system(tmp_path.stat().st_dev)
 
     assert found == "proc"
     assert here.split()[0].isalnum() or here.startswith("an unknown")

@@ -205,6 +205,33 @@ def test_root_keeps_the_owner_of_the_file(target):
     assert (target.stat().st_uid, target.stat().st_gid) == (1234, 1235)
 
 
+def test_what_takes_long_to_compute_is_filled_in_while_the_disk_works(target, monkeypatch):
+    data, started = bytearray(b"sum: 000, " + b"x" * 10_000), []
+    monkeypatch.setattr(durable, "_start_writing", started.append)
+
+    def finish():
+        assert started
+        assert target.with_name("state.json.tmp").read_bytes() == data
+        data[5:8] = b"123"
+        return slice(5, 8)
+
+    durable.replace_file(target, data, finish=finish)
+
+    assert target.read_bytes() == data
+    assert data.startswith(b"sum: 123, x")
+
+
+def test_a_disk_that_takes_no_hint_takes_the_save(target, monkeypatch):
+    def refuse(*_args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(durable, "_sync_file_range", refuse)
+
+    durable.replace_file(target, bytearray(b"new"), finish=lambda: slice(0, 1))
+
+    assert target.read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_what_stops_a_save_before_the_rename_changes_nothing(target, error):
     def stop():
