@@ -64,7 +64,8 @@ _PAGE = 4096
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 _WRITE_AND_WAIT = 7  # and SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WAIT_AFTER
 
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "fuse.sshfs"}
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"}
+_NETWORK |= {"fuse.sshfs", "fuse.glusterfs"}
 
 _single_sync_devices: set[int] = set()
 _libc: Any = None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from statestore.disk import durable
+
 # kept: a local file system with an honest fsync, as far as its type tells. volatile: gone with a
 # reboot or the container. not-kept: rename or locks are not what they are on a local disk.
 Promise = Literal["kept", "volatile", "not-kept", "unknown"]
@@ -18,10 +20,6 @@ Promise = Literal["kept", "volatile", "not-kept", "unknown"]
 _PROMISES: dict[str, Promise] = {
     **dict.fromkeys(("ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"), "kept"),
     **dict.fromkeys(("tmpfs", "ramfs", "overlay"), "volatile"),
-    **dict.fromkeys(
-        ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs"),
-        "not-kept",
-    ),
 }
 
 
@@ -59,7 +57,7 @@ def file_system_of(path: Path, mounts: str | None = None) -> str:
 
 def promise_of(kind: str) -> Promise:
     """Return what a type of file system keeps of the promises."""
-    return _PROMISES.get(kind, "unknown")
+    return "not-kept" if durable.is_network(kind) else _PROMISES.get(kind, "unknown")
 
 
 def room_at(folder: Path) -> Room:
