@@ -27,6 +27,7 @@ _COMMANDS = {
     "history": "List every version of the state that is at hand.",
     "kill-switch": "Halt a bot, release it, ask.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
+    "replay": "Replay recorded fills into positions: no state, no exchange.",
     "restore": "Put a backup in place of the state.",
     "seal": "Accept an edited state file as it is.",
     "show": "Print the state, or a former version, and where it was read from.",

@@ -30,6 +30,7 @@ from typing import Literal
 from statestore.amounts import ZERO, exact, written
 from statestore.fills.normalise import instant
 from statestore.model import Fill, Method, Side, settled_in
+from statestore.times import parse_instant
 
 # What a sell of more than is held does: nothing beyond zero (spot), or it opens a short.
 Oversell = Literal["clamp", "short"]
@@ -37,6 +38,9 @@ Oversell = Literal["clamp", "short"]
 # Beyond these a tie is not resolved but called ambiguous; real ties are two or three rows.
 _MOST_TIED_ROWS = 6
 _MOST_READINGS = 64
+
+# Steps of an average that wait for their division; each takes 200 bytes.
+_MOST_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +313,146 @@ class Book:
         return lots, written(self.units), self.short
 
 
+class Average:
+    """What `Book` does in the case nearly every fill of an archive is: average cost, one currency,
+    fees charged in one currency, no short, nothing of unknown cost. `book` gives the same as a
+    `Book`; a property test holds the two together.
+
+    It is made of sums. The units a sell takes cost what all cost alike, so no sum changes by it;
+    the share of the cost that is left is due when more is bought, and only if the lifecycle is
+    still open at the end does anybody ask for it: until then it is one more of ``_steps``.
+
+    Attributes:
+        units: held.
+        opened_at: text of the time of the fill that opened the lifecycle.
+    """
+
+    __slots__ = (
+        "_basis",
+        "_bought",
+        "_bought_fee",
+        "_carried",
+        "_fees_spent",
+        "_quoted",
+        "_spent",
+        "_steps",
+        "_tolerance",
+        "charged",
+        "currency",
+        "increment",
+        "opened_at",
+        "units",
+    )
+
+    def __init__(self, currency: str, charged: str, increment: Decimal) -> None:
+        self.currency = currency
+        self.charged = charged
+        self.increment = increment
+        self.units = ZERO
+        self.opened_at = ""
+        self._basis = ZERO
+        # Bought since the last step; what is spent and carried leaves it out.
+        self._bought = self._bought_fee = ZERO
+        self._spent = self._fees_spent = ZERO
+        self._carried = (ZERO, ZERO)
+        # Units left when more was bought, of how many, and what had been bought just before.
+        self._steps: list[tuple[Decimal, Decimal, Decimal, Decimal]] = []
+        self._quoted = 0
+        self._tolerance = increment
+
+    def buy(
+        self, units: Decimal, notional: Decimal, fee: Decimal, time: str, quoted: bool = False
+    ) -> None:
+        """Take in a buy; ``quoted`` when its size was given in quote."""
+        if quoted:
+            self._count_quoted(1)
+        held = self.units
+        if held is not self._basis:
+            self._step()
+        elif not held:
+            self.opened_at = time
+        self.units = self._basis = held + units
+        self._bought += notional
+        self._bought_fee += fee
+
+    def sell(self, units: Decimal, notional: Decimal, fee: Decimal, quoted: bool = False) -> bool:
+        """Take in a sell. False, and everything is as it was, where it sells more than is held."""
+        if quoted:
+            self._count_quoted(1)
+        left = self.units - units
+        if left <= self._tolerance:
+            if left < -self._tolerance or not self.units:
+                self._count_quoted(-quoted)
+                return False
+            self._flatten()
+        else:
+            self.units = left
+        self._spent -= notional
+        self._fees_spent += fee
+        return True
+
+    def fresh(self) -> Average:
+        """Return an empty account of the same kind."""
+        return Average(self.currency, self.charged, self.increment)
+
+    def stays_open(self, units: Decimal) -> bool:
+        """Whether a sell of that much leaves something, and so does each part of it before."""
+        return self.units - units > self._tolerance
+
+    def followed_by(self, later: Average) -> Average:
+        """Return the account of both, where this one is flat when the other begins, flat too."""
+        later._spent += self._spent + self._bought
+        later._fees_spent += self._fees_spent + self._bought_fee
+        return later
+
+    def _count_quoted(self, more: int) -> None:
+        self._quoted += more
+        self._tolerance = self.increment * max(1, self._quoted)
+
+    def _step(self) -> None:
+        self._steps.append((self.units, self._basis, self._bought, self._bought_fee))
+        self._spent += self._bought
+        self._fees_spent += self._bought_fee
+        self._bought = self._bought_fee = ZERO
+        if len(self._steps) == _MOST_STEPS:
+            self._carried = self._shares()
+            self._steps.clear()
+
+    def _shares(self) -> tuple[Decimal, Decimal]:
+        """Cost and fee that the units left at the last step had by then."""
+        cost, fee = self._carried
+        for units, basis, bought, bought_fee in self._steps:
+            cost = (cost + bought) * units / basis
+            fee = (fee + bought_fee) * units / basis
+        return cost, fee
+
+    def _flatten(self) -> None:
+        self._spent += self._bought
+        self._fees_spent += self._bought_fee
+        self.units = self._basis = self._bought = self._bought_fee = ZERO
+        self._carried = (ZERO, ZERO)
+        self._steps.clear()
+        self._quoted = 0
+        self._tolerance = self.increment
+
+    @exact
+    def book(self) -> Book:
+        book = Book(Method.AVERAGE, increment=self.increment)
+        book._account(
+            self.currency, self._spent + self._bought, self._fees_spent + self._bought_fee
+        )
+        book._quoted = self._quoted
+        if self.units:
+            cost, fee = self._shares()
+            fee += self._bought_fee
+            fees = {self.charged: fee} if fee else {}
+            lot = Lot(self.units, self._basis, cost + self._bought, self.currency, fee, fees)
+            book.lots.append(lot)
+            book.units = self.units
+            book.opened_at = parse_instant(self.opened_at)
+        return book
+
+
 def _portion(movement: Movement, units: Decimal) -> tuple[Decimal, Decimal | None]:
     """Notional and fee that fall to ``units`` of the movement."""
     whole = abs(movement.units)
@@ -425,7 +569,7 @@ def _after(books: list[Book], tied: list[Movement]) -> list[Book]:
 
 
 def _reached(books: list[Book]) -> Position:
-    positions = [_position(book) for book in books]
+    positions = [position_of(book) for book in books]
     first = positions[0]
     if any(position.realised != first.realised for position in positions):
         first = replace(first, realised=None, realised_net=None)
@@ -433,7 +577,9 @@ def _reached(books: list[Book]) -> Position:
     return replace(first, ambiguous=differ or any(book.undecided for book in books))
 
 
-def _position(book: Book) -> Position:
+@exact
+def position_of(book: Book) -> Position:
+    """Return what the book says when its fills end here."""
     sign = -1 if book.short else 1
     known = [lot for lot in book.lots if lot.currency is not None]
     known_units = sum((lot.units for lot in known), ZERO)
@@ -472,7 +618,7 @@ def _open_fees(book: Book) -> dict[str, Decimal]:
     for lot in book.lots:
         for currency, amount in lot.fees.items():
             total[currency] = total.get(currency, ZERO) + lot.share(amount)
-    return total
+    return {currency: amount for currency, amount in total.items() if amount}
 
 
 def _realised(book: Book) -> Decimal | None:

@@ -17,7 +17,7 @@ import csv
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from statestore.amounts import json_type, parse_amount
 from statestore.errors import IncompleteRead, RecordedFileError
@@ -161,7 +161,7 @@ def _batch(path: Path, documents: Sequence[tuple[str, object]]) -> Batch:
             pages += 1
             rows.extend(_page(document, path, where))
             cursor = document.get("cursor") or ""
-        elif isinstance(document, dict) and not _ROW_KEYS.isdisjoint(document):
+        elif is_fill(document):
             rows.append(Row(document, f"{path.name}{where}"))
         else:
             raise RecordedFileError(
@@ -173,6 +173,13 @@ def _batch(path: Path, documents: Sequence[tuple[str, object]]) -> Batch:
             "record every page (as JSON Lines, a page a line)"
         )
     return Batch(tuple(rows), pages=max(pages, 1), exhausted=True)
+
+
+def is_fill(document: object) -> TypeGuard[dict[str, Any]]:
+    """Return whether a document is one row, and no page of rows."""
+    if not isinstance(document, dict) or "fills" in document:
+        return False
+    return not _ROW_KEYS.isdisjoint(document)
 
 
 def _page(document: dict[str, Any], path: Path, where: str) -> Iterator[Row]:

@@ -1,0 +1,177 @@
+"""``statestore replay``: what recorded fills alone say, however many there are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from statestore.amounts import written
+from statestore.cli.exits import EPILOG
+from statestore.cli.options import FILE, Instant
+from statestore.cli.output import note, print_json
+from statestore.errors import UsageError
+from statestore.fills.archive import Archive, OnBytes, Replayed, Rules, replay_archive
+from statestore.model import PEGS, Method, Status
+from statestore.times import format_instant
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+@click.command("replay", epilog=EPILOG)
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that share a file of one fill a line, for average cost.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["average", "fifo", "lifo"]),
+    default="average",
+    show_default=True,
+    help="Which units a sell takes.",
+)
+@click.option("--since", type=Instant(), help="Take nothing that was filled before this.")
+@click.option("--until", type=Instant(), help="Take nothing that was filled at or after this.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+def command(
+    files: tuple[Path, ...],
+    jobs: int,
+    method: str,
+    since: int | None,
+    until: int | None,
+    quiet: bool,
+) -> None:
+    """Replay recorded FILEs of fills (JSON Lines, pages or CSV) into positions.
+
+    No state is read, no balance and no exchange: units held before the first fill are not known
+    of, and an asset that sold more than it bought is UNCOVERED. Several files are several
+    answers; a file is what one portfolio did.
+    """
+    if since is not None and until is not None and since >= until:
+        raise UsageError(
+            f"--since {format_instant(since)} is not before --until {format_instant(until)}"
+        )
+    rules = Rules(Method(method), since=since, until=until)
+    answers = []
+    for path in files:
+        with _progress(path, quiet) as on_bytes:
+            archive = replay_archive(path, rules, jobs=jobs, on_bytes=on_bytes)
+        if not quiet:
+            _mention(path, archive)
+        answers.append({"file": str(path), **_document(archive)})
+    print_json({"method": method, "pegs": dict(PEGS), "files": answers})
+
+
+def _document(archive: Archive) -> dict[str, Any]:
+    return {
+        "fills_rejected": [
+            {"entry_id": one.entry_id, "origin": one.origin, "reason": one.reason}
+            for one in archive.rejected
+        ],
+        "fills_skipped": dict(archive.skipped),
+        "skipped_products": list(archive.skipped_products),
+        "duplicates": archive.duplicates,
+        "ambiguous": [name for name, one in archive.assets.items() if _is_ambiguous(one)],
+        "read_again": list(archive.read_again),
+        "assets": {name: _asset(one) for name, one in archive.assets.items()},
+    }
+
+
+def _asset(one: Replayed) -> dict[str, Any]:
+    position = one.position
+    figures = {
+        "units": position.units,
+        "entry_price": position.entry_price,
+        "cost": position.cost,
+        "currency": position.currency,
+        "break_even": position.break_even,
+        "realised": position.realised,
+        "realised_net": position.realised_net,
+        "fees": dict(position.fees),
+        "uncovered": position.uncovered,
+    }
+    return {
+        "status": _status(one).value,
+        **{name: _plain(value) for name, value in figures.items()},
+        "opened_at": None if position.opened_at is None else format_instant(position.opened_at),
+        "fills": one.fills,
+        "first_fill": format_instant(one.first),
+        "last_fill": format_instant(one.last),
+    }
+
+
+def _plain(value: Decimal | str | dict[str, Decimal] | None) -> Any:
+    if isinstance(value, dict):
+        return {name: written(amount) for name, amount in value.items()}
+    return value if value is None or isinstance(value, str) else written(value)
+
+
+def _status(one: Replayed) -> Status:
+    """As a rebuild without balances and without a state would say."""
+    if one.adjusted:
+        return Status.AMBIGUOUS
+    if one.position.uncovered:
+        return Status.UNCOVERED
+    return Status.AMBIGUOUS if one.position.ambiguous else Status.EXACT
+
+
+def _is_ambiguous(one: Replayed) -> bool:
+    return _status(one) is Status.AMBIGUOUS
+
+
+def _mention(path: Path, archive: Archive) -> None:
+    if archive.rejected:
+        first = archive.rejected[0]
+        note(
+            f"{path}: {len(archive.rejected)} row(s) are rejected and in no figure; the first is "
+            f"{first.origin}: {first.reason}"
+        )
+    for name, one in archive.assets.items():
+        if one.position.uncovered and not one.adjusted:
+            note(
+                f"{path}: {written(one.position.uncovered):f} {name} more were sold than the fills "
+                "bought; what was held before is not in this file"
+            )
+        elif _is_ambiguous(one):
+            note(f"{path}: {name} is ambiguous; a rebuild with balances may tell")
+
+
+@contextmanager
+def _progress(path: Path, quiet: bool) -> Iterator[OnBytes | None]:
+    """Show on a terminal how much of the file is read."""
+    if quiet or not sys.stderr.isatty() or not path.is_file():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    # No thread of its own: processes are forked while it stands.
+    bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+    with bar:
+        task = bar.add_task(path.name, total=path.stat().st_size)
+        unseen = 0
+
+        def on_bytes(read: int) -> None:
+            nonlocal unseen
+            unseen += read
+            if unseen >= 1 << 22:
+                bar.advance(task, unseen)
+                bar.refresh()
+                unseen = 0
+
+        yield on_bytes
