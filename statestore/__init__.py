@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from statestore.disk.store import State as State
     from statestore.disk.store import StateMeta as StateMeta
     from statestore.disk.store import StateStore as StateStore
+    from statestore.runtime.session import TradingSession as TradingSession
 
 _HOMES = {
     "KillSwitch": "statestore.disk.killswitch",
     "State": "statestore.disk.store",
     "StateMeta": "statestore.disk.store",
     "StateStore": "statestore.disk.store",
+    "TradingSession": "statestore.runtime.session",
 }
 
-__all__ = ["KillSwitch", "State", "StateMeta", "StateStore", "__version__"]
+__all__ = ["KillSwitch", "State", "StateMeta", "StateStore", "TradingSession", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

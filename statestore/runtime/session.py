@@ -1,0 +1,672 @@
+"""The life of a bot on one state file: restore, trade, save, stop.
+
+::
+
+    with TradingSession(StateStore("data/.state.json"), strategies=[strategy]) as session:
+        while session.running:                  # until SIGINT or SIGTERM
+            if session.tick():                  # saves that are due, repairs, the kill switch
+                session.state["positions"]["BTC-USD"] = {...}
+                session.on_trade()              # on disk when this returns True
+            session.wait(1)                     # seconds; a signal ends it early
+    sys.exit(session.exit_code)
+
+What is promised:
+
+* one bot at a time: the lease is held from start to stop (`LeaseHeld` names who has it);
+* a save is done when it says so. One that failed is logged, counted, handed to ``on_save_error``,
+  tried again at the next tick and visible in `TradingSession.health`; trading goes on;
+* SIGINT, SIGTERM, an exception and the end of the block save once. No signal interrupts a save;
+* a state that somebody else saved (an operator's repair) replaces the one in memory at the next
+  tick, or at the save that finds out; the one in memory never goes over it;
+* a halted bot may save. While the kill switch is engaged, or cannot be looked at, `tick` says no.
+
+What is not: `TradingSession.state` is another object after a reload, so what was taken out of it
+before is stale; take it anew in each cycle. What was not saved when a repair arrived is dropped
+and named in the log. A bot that hangs in code of its own does not see the flag of a signal; kill it
+with SIGKILL, which costs nothing that was saved. In ``DRY_RUN`` nothing is written, not even a
+lease, so it can run beside the bot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+import statestore
+from statestore import times
+from statestore.disk.killswitch import KillSwitch
+from statestore.disk.store import Numbers, State, StateMeta, StateStore
+from statestore.errors import RevisionConflict, StateStoreError, UsageError
+from statestore.runtime import sections
+from statestore.runtime.interrupts import StopFlag
+from statestore.runtime.strategies import Strategies
+
+if TYPE_CHECKING:
+    from statestore.disk.locks import Lease
+    from statestore.disk.saver import Saver
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["DRY_RUN", "PAPER", "LIVE"]
+OnSaveError = Callable[[Exception], None]
+
+INTERRUPTED = 130
+
+
+class TradingSession:
+    """One run of a bot. Made once, started once; threads may share it.
+
+    Attributes:
+        store: the state file.
+        kill_switch: what halts this bot.
+        mode: as it stands in the ``session`` section.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        *,
+        kill_switch: KillSwitch | None = None,
+        interval: float = 300,
+        strategies: Iterable[object] = (),
+        mode: Mode = "PAPER",
+        config: Mapping[str, Any] | None = None,
+        numbers: Numbers = "float",
+        clock: Callable[[], float] = time.monotonic,
+        on_save_error: OnSaveError | None = None,
+        signals: bool = True,
+    ) -> None:
+        """Remember what to do; nothing is read, made or locked yet.
+
+        Args:
+            kill_switch: ``KILL_SWITCH`` beside the state unless given.
+            interval: seconds between two periodic saves.
+            strategies: see `statestore.runtime.strategies`.
+            config: what the bot runs with (``data_provider``, ``broker``, ``strategy``, ``pairs``
+                and more); what is not said is null.
+            numbers: ``float`` as bots expect, or ``decimal``; as in `StateStore.load`.
+            clock: monotonic seconds.
+            on_save_error: gets the error of every save that failed. What it raises is logged.
+            signals: whether SIGINT and SIGTERM are to stop the session. Only the main thread can.
+
+        Raises:
+            UsageError: an option means nothing, or two strategies have one name.
+        """
+        if mode not in get_args(Mode):
+            raise UsageError(f"mode is {mode!r}; it has to be one of {', '.join(get_args(Mode))}")
+        if not interval > 0:
+            raise UsageError(f"interval is {interval!r}; it has to be a number of seconds above 0")
+        self.store = store
+        self.kill_switch = kill_switch or KillSwitch(store.path.with_name("KILL_SWITCH"))
+        self.mode: Mode = mode
+        self._interval = interval
+        self._config = None if config is None else sections.configuration(config)
+        self._numbers: Numbers = numbers
+        self._clock = clock
+        self._on_save_error = on_save_error
+        self._signals = signals
+        self._strategies = Strategies(strategies, store.path)
+        # Reads without being taken for the writer who saw what it reads.
+        self._onlooker = StateStore(
+            store.path, backup_dir=store.backups.directory, on_mismatch=store.on_mismatch
+        )
+
+        self._lock = threading.RLock()
+        self._state: State | None = None
+        self._pid: int | None = None  # of the process that started it; None before and after
+        self._ended = False
+        self._flag = StopFlag()
+        self._lease: Lease | None = None
+        self._saver: Saver | None = None
+        self._stopping: asyncio.Event | None = None
+        self._started_at: str | None = None
+        self._stopped: tuple[str, str] | None = None  # when, and by what
+        self._began = 0.0
+        self._periods = 0  # periodic saves that were due
+        self._halted = False
+
+        self._owed: Counter[str] = Counter()  # saves that were asked for and are not done
+        self._done: Counter[str] = Counter()
+        self._failures = 0
+        self._reloads = 0
+        self._last_save: dict[str, Any] | None = None
+        self._last_error: dict[str, Any] | None = None
+        self._reload_error: str | None = None
+
+    # What the bot looks at
+
+    @property
+    def state(self) -> State:
+        """The state: change it in place, then `on_trade` or `save`. Another object after a reload.
+
+        Raises:
+            UsageError: the session was not started.
+        """
+        if self._state is None:
+            raise UsageError("the session is not started: use it in a with block, or call start()")
+        return self._state
+
+    @property
+    def running(self) -> bool:
+        """Started, not stopped, and nobody asked to stop."""
+        return self._pid == os.getpid() and self._flag.asked_by is None
+
+    @property
+    def may_trade(self) -> bool:
+        """Running, and the kill switch surely released at this moment."""
+        return self.running and not self.kill_switch.engaged()
+
+    @property
+    def stopped_by(self) -> str | None:
+        """What asked to stop: ``SIGINT``, ``SIGTERM``, or what `request_stop` was given."""
+        return self._flag.asked_by
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should exit with: 130 after Ctrl-C, else 0."""
+        return INTERRUPTED if self._flag.asked_by == "SIGINT" else 0
+
+    def health(self) -> dict[str, Any]:
+        """Return how the session is; plain values, for a health check or a metric.
+
+        ``ok`` is False while a save is owed, the state on disk cannot be taken over, or a
+        strategy is not saved. ``saves`` counts those that were asked for and are done, by kind.
+        """
+        with self._lock:
+            meta = self._state.meta if self._state is not None else None
+            return {
+                "ok": not (self._owed or self._reload_error or self._strategies.errors),
+                "running": self.running,
+                "mode": self.mode,
+                "started_at": self._started_at,
+                "stopped_by": self.stopped_by,
+                "kill_switch": self.kill_switch.status(),
+                "lease": self._lease is not None,
+                "revision": meta.revision if meta else None,
+                "recovered_from": str(meta.recovered_from)
+                if meta and meta.recovered_from
+                else None,
+                "positions": None if self._state is None else len(self._state["positions"]),
+                "saves": dict(self._done),
+                "unsaved": dict(self._owed),
+                "failed_saves": self._failures,
+                "last_save": self._last_save,
+                "last_error": self._last_error,
+                "reloads": self._reloads,
+                "reload_error": self._reload_error,
+                "strategies": dict(self._strategies.errors),
+            }
+
+    # The life
+
+    def start(self) -> Self:
+        """Take the lease, restore the state, tell the strategies, save that a session began.
+
+        Raises:
+            LeaseHeld: another bot runs on this state; names its process, host and since when.
+            StateCorrupt, StateChecksumMismatch, StateInvalid, StateError: as in `StateStore.load`.
+            UsageError: it was started before.
+        """
+        if self._pid is not None or self._ended:
+            raise UsageError("a session is started once; make another one")
+        self._pid = os.getpid()
+        try:
+            self._flag.open()
+            if self._signals:
+                self._flag.install()
+            if self.mode != "DRY_RUN":
+                self._lease = self.store.lease()
+            self._started_at = times.format_instant(times.now())
+            self.restore()
+            self._began = self._clock()
+            atexit.register(self._at_exit)
+            self._save("start", "start")
+        except BaseException:
+            self._let_go()
+            raise
+        return self
+
+    initialize = start
+
+    def stop(self, reason: str = "stop") -> None:
+        """Save once more, give the lease and the signals back; doing so twice does no harm.
+
+        Raises:
+            StateStoreError: the last save failed, so what happened since the one before is lost.
+        """
+        with self._lock:
+            if self._pid != os.getpid():
+                return
+            try:
+                self._stopped = times.format_instant(times.now()), reason
+                if self.mode == "DRY_RUN":
+                    return
+                mine = self._state
+                error = self._attempt("stop", reason)
+                if error is not None and self._state is not mine:
+                    # What somebody else saved was taken over: that is what this session ends with.
+                    error = self._attempt("stop", reason)
+                if error is not None:
+                    raise error
+            finally:
+                self._let_go()
+
+    def request_stop(self, why: str = "request") -> None:
+        """Have the main loop find `running` False, from any thread."""
+        self._flag.ask(why)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, until a signal or `request_stop` at most; return whether to go on."""
+        self._flag.wait(seconds)
+        return self.running
+
+    def tick(self) -> bool:
+        """Do what is due; return whether the bot may trade in this cycle.
+
+        A repair is taken over, saves that failed and the periodic one are made, and the kill switch
+        is looked at - before anything else, so that a bot that was just released has the repaired
+        state.
+        """
+        with self._lock:
+            halted = self._look_at_kill_switch()
+            self.refresh()
+            due = self._due()
+            if due is not None and self.mode != "DRY_RUN":
+                self._attempt(*due)
+            return self.running and not halted
+
+    # Saving
+
+    def on_trade(self, detail: str = "") -> bool:
+        """Save after a trade; return whether it is on disk (else the next tick tries again)."""
+        return self._save("trade", f"trade {detail}" if detail else "trade")
+
+    def save(self, reason: str = "manual") -> bool:
+        """Save now; return whether it is on disk (else the next tick tries again).
+
+        Content that did not change is on disk already: nothing is written, and the save is done.
+        """
+        return self._save("manual", reason)
+
+    def save_current_trading_state(self, label: str = "manual") -> bool:
+        """`save` under its name in the documents; the label is the revision's reason."""
+        return self.save(label)
+
+    def update_portfolio(self, total_value: Any = None, total_pnl: Any = None, **more: Any) -> None:
+        """Set the portfolio's summary; what is not known is null. Not saved by itself."""
+        state = self.state
+        state["portfolio"] = sections.portfolio(state["positions"], total_value, total_pnl, **more)
+
+    # Restoring
+
+    def restore(self) -> State:
+        """Load the state from disk, in place of the one in memory, and tell the strategies.
+
+        Raises:
+            StateCorrupt, StateChecksumMismatch, StateInvalid, StateError: as in `StateStore.load`;
+                the state in memory is what it was.
+        """
+        with self._lock:
+            fresh = self.store.load(numbers=self._numbers)
+            found = bool(fresh)
+            sections.complete(fresh, self.store.path)
+            if not found:
+                self._take(fresh)
+                logger.info("no previous trading state", extra={"path": str(self.store.path)})
+                return fresh
+            for line in sections.banner():
+                logger.info(line)
+            for line in sections.restored(fresh):
+                logger.info(line)
+            if self._state is None:
+                self._say_how_the_last_one_ended(fresh)
+            if self._take(fresh):
+                self._say_what_was_restored(fresh.meta)
+            return fresh
+
+    _restore_trading_state = restore
+
+    def refresh(self) -> bool:
+        """Take over what somebody else saved; return whether there was anything.
+
+        A state that cannot be read or is older than the one in memory is not taken over: that is
+        logged and in `health`, and the next tick looks again.
+        """
+        with self._lock:
+            return self.store.changed() and self._reload()
+
+    # For asyncio
+
+    async def atick(self) -> bool:
+        """`tick` for asyncio: the disk is waited for in a thread."""
+        with self._lock:
+            halted = self._look_at_kill_switch()
+            self.refresh()
+            due = self._due()
+        if due is not None:
+            await self._asave(*due)
+        return self.running and not halted
+
+    async def aon_trade(self, detail: str = "") -> bool:
+        """`on_trade` for asyncio. What happens to the state after the call is not in this save."""
+        return await self._asave("trade", f"trade {detail}" if detail else "trade")
+
+    async def asave(self, reason: str = "manual") -> bool:
+        """`save` for asyncio. What happens to the state after the call is not in this save."""
+        return await self._asave("manual", reason)
+
+    async def await_stop(self, seconds: float) -> bool:
+        """`wait` for asyncio."""
+        if self._stopping is None:
+            raise UsageError("await_stop belongs into an `async with` block of the session")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self.running
+
+    # Blocks
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        reason = self._flag.asked_by or "exit"
+        if kind is not None:
+            reason = f"exception: {kind.__name__}"
+        try:
+            self.stop(reason)
+        except Exception as failed:
+            if error is None:
+                raise
+            error.add_note(f"and the state could not be saved: {failed}")
+
+    async def __aenter__(self) -> Self:
+        # Saves of several tasks, and the last one, reach the disk in the order they were asked for.
+        self._saver = self.store.saver()
+        self.start()
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        descriptor = self._flag.fileno()
+
+        def wake() -> None:
+            loop.remove_reader(descriptor)
+            event.set()
+
+        # The handler stays a flag; the loop is woken by the pipe it writes to.
+        loop.add_reader(descriptor, wake)
+        self._stopping = event
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # The last save is not awaited: whoever cancels the task would cancel it.
+        if self._flag.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._flag.fileno())
+        self.__exit__(kind, error, traceback)
+
+    # One save
+
+    def _save(self, kind: str, reason: str) -> bool:
+        return self.mode != "DRY_RUN" and self._attempt(kind, reason) is None
+
+    def _attempt(self, kind: str | None, reason: str) -> Exception | None:
+        """Save; return what went wrong, which is logged, counted and owed."""
+        with self._lock:
+            save = self._begin(kind, reason)
+            try:
+                self._compose()
+                if self._saver is None:
+                    meta = self.store.save(save.state, reason=reason)
+                else:
+                    meta = self._saver.save(save.state, reason=reason).result()
+            except Exception as error:  # noqa: BLE001  # whatever it is, there are positions to mind
+                self._failed(save, error)
+                return error
+            except BaseException:
+                self._owed += save.counts
+                raise
+            self._saved(save, meta)
+            return None
+
+    async def _asave(self, kind: str | None, reason: str) -> bool:
+        if self._saver is None:
+            raise UsageError("to save asynchronously, use the session in an `async with` block")
+        if self.mode == "DRY_RUN":
+            return False
+        with self._lock:
+            save = self._begin(kind, reason)
+        try:
+            self._compose()
+            meta = await asyncio.wrap_future(self._saver.save(save.state, reason=reason))
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed(save, error)
+            return False
+        except BaseException:
+            self._owed += save.counts  # it was cancelled: carried out perhaps, told to nobody
+            raise
+        self._saved(save, meta)
+        return True
+
+    def _begin(self, kind: str | None, reason: str) -> _Save:
+        """Open the books of a save: what was owed is done with it, or owed again."""
+        if self._pid != os.getpid():
+            raise UsageError("the session does not run in this process: it has no lease to save")
+        if kind is not None:
+            self._owed[kind] += 1
+        counts, self._owed = self._owed, Counter()
+        self._flag.busy = reason
+        return _Save(self.state, self.state.meta.revision, reason, counts, time.monotonic())
+
+    def _compose(self) -> None:
+        """Bring the sections that are the session's up to date."""
+        state = self.state
+        sections.complete(state, self.store.path)
+        stopped_at, stopped_by = self._stopped or (None, None)
+        state["session"] = {
+            **state["session"],
+            "mode": self.mode,
+            "version": statestore.__version__,
+            "started_at": self._started_at,
+            "stopped_at": stopped_at,
+            "stopped_by": stopped_by,
+        }
+        if self._config is not None:
+            state["config"] = {**state["config"], **self._config}
+        self._strategies.collect(state)
+
+    def _saved(self, save: _Save, meta: StateMeta) -> None:
+        with self._lock:
+            self._flag.busy = None
+            self._done += save.counts
+            size = None
+            with suppress(OSError):
+                size = self.store.path.stat().st_size
+            self._last_save = {
+                "at": times.format_instant(times.now()),
+                "revision": meta.revision,
+                "reason": save.reason,
+                "written": meta.revision != save.revision,
+                "bytes": size,
+                "seconds": round(time.monotonic() - save.begun, 6),
+            }
+        logger.info("trading state saved", extra={"path": str(self.store.path), **self._last_save})
+
+    def _failed(self, save: _Save, error: Exception) -> None:
+        with self._lock:
+            self._flag.busy = None
+            self._failures += 1
+            self._last_error = {
+                "at": times.format_instant(times.now()),
+                "reason": save.reason,
+                "error": f"{type(error).__name__}: {error}",
+            }
+            fields = {"path": str(self.store.path), "reason": save.reason, "why": str(error)}
+            expected = isinstance(error, StateStoreError)
+            logger.error(
+                "trading state NOT saved", extra=fields, exc_info=None if expected else error
+            )
+            taken_over = isinstance(error, RevisionConflict) and self._reload(lost=save.reason)
+            if not taken_over and save.state is self._state:
+                self._owed += save.counts
+        if self._on_save_error is not None:
+            try:
+                self._on_save_error(error)
+            except Exception:
+                logger.exception("on_save_error raised", extra=fields)
+
+    # What others did
+
+    def _reload(self, lost: str | None = None) -> bool:
+        """Take over the state on disk, unless it is ours, or older than ours; return whether."""
+        mine = self.state
+        try:
+            seen = self._onlooker.load(missing_ok=False).meta
+            if seen.recovered_from is not None and seen.revision <= mine.meta.revision:
+                if self.mode != "DRY_RUN":
+                    self._owed["rescue"] = 1  # what we hold is the newest there is
+                return False
+            fresh = self.store.load(numbers=self._numbers, missing_ok=False)
+            sections.complete(fresh, self.store.path)
+        except StateStoreError as error:
+            self._reload_error = f"{type(error).__name__}: {error}"
+            logger.error(
+                "the state on disk changed and cannot be taken over",
+                extra={"path": str(self.store.path), "why": str(error)},
+            )
+            return False
+        self._reload_error = None
+        if (fresh.meta.revision, fresh.meta.sha256) == (mine.meta.revision, mine.meta.sha256):
+            return False
+        dropped = sorted(filter(None, {lost, *self._owed}))
+        self._owed.clear()
+        self._reloads += 1
+        logger.log(
+            logging.ERROR if dropped else logging.WARNING,
+            "state was saved by somebody else and is taken over",
+            extra={
+                "path": str(self.store.path),
+                "revision": fresh.meta.revision,
+                "reason": fresh.meta.reason,
+                "writer": fresh.meta.writer,
+                "positions": _differences(mine["positions"], fresh["positions"]),
+                "dropped": dropped,
+            },
+        )
+        self._take(fresh)
+        for name in self._strategies.deaf():
+            logger.warning(
+                "strategy keeps what it had in memory: it has no restore_state",
+                extra={"strategy": name},
+            )
+        return True
+
+    def _take(self, fresh: State) -> bool:
+        self._state = fresh
+        return self._strategies.tell(fresh)
+
+    def _say_how_the_last_one_ended(self, fresh: State) -> None:
+        former = fresh["session"]
+        if self._lease is not None and former.get("started_at") and not former.get("stopped_at"):
+            logger.warning(
+                "the previous session was killed, or the machine died",
+                extra={"started_at": former["started_at"], "saved_at": fresh.meta.saved_at},
+            )
+
+    def _say_what_was_restored(self, meta: StateMeta) -> None:
+        if meta.recovered_from is not None:
+            logger.warning(
+                "Trading state restored from a fallback",
+                extra={"source": str(meta.recovered_from), "revision": meta.revision},
+            )
+        elif any(self.state[name] for name in self.state if name not in ("session", "config")):
+            logger.info("Previous trading state successfully restored")
+
+    def _look_at_kill_switch(self) -> bool:
+        halted = self.kill_switch.engaged()
+        if halted != self._halted:
+            self._halted = halted
+            if halted:
+                details = self.kill_switch.details() or {}
+                said = {name: details.get(name) for name in ("reason", "by", "at")}
+                logger.warning("kill switch engaged: no trading", extra=said)
+            else:
+                logger.warning("kill switch released: trading goes on")
+        return halted
+
+    # When, and the end
+
+    def _due(self) -> tuple[str | None, str] | None:
+        """Return kind and reason of a save that is due; a retry is of no kind of its own."""
+        periods = int((self._clock() - self._began) // self._interval)
+        if periods > self._periods:
+            self._periods = periods
+            return "periodic", "periodic"
+        return (None, f"again: {', '.join(self._owed)}") if self._owed else None
+
+    def _at_exit(self) -> None:
+        try:
+            self.stop("exit of the interpreter")
+        except Exception:
+            logger.exception("trading state NOT saved at exit")
+
+    def _let_go(self) -> None:
+        try:
+            if self._saver is not None:
+                self._saver.close()
+        except StateStoreError:
+            logger.debug("the saver's last error was told before")
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+                self._lease = None
+            self._flag.uninstall()
+            self._flag.close()
+            atexit.unregister(self._at_exit)
+            self._pid, self._ended = None, True
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """A save that is under way.
+
+    Attributes:
+        revision: of the state before it.
+        counts: what is done with it, by kind.
+        begun: monotonic seconds.
+    """
+
+    state: State
+    revision: int
+    reason: str
+    counts: Counter[str]
+    begun: float
+
+
+def _differences(mine: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:
+    """Return what happened to each position, for the log: ``{"BTC-USD": "2 -> 1"}``."""
+    return {
+        key: f"{_units(mine.get(key))} -> {_units(fresh.get(key))}"
+        for key in dict.fromkeys([*mine, *fresh])
+        if mine.get(key) != fresh.get(key)
+    }
+
+
+def _units(position: object) -> str:
+    return "none" if position is None else str(sections.quantity(position))
