@@ -20,6 +20,7 @@ none               ``COINBASE_API_KEY``        none
 none               ``COINBASE_API_SECRET``     none
 none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD`` likewise,
                                                and so for every exchange
+none               ``NOTIFY_SOCKET`` ...       set by systemd, see `service_manager`
 =================  ==========================  ======================================
 
 ``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
@@ -146,6 +147,21 @@ def operator() -> str:
 def editor(environ: Mapping[str, str] = os.environ) -> str:
     """Return the command that edits a file for this user."""
     return environ.get("VISUAL") or environ.get("EDITOR") or "vi"
+
+
+def service_manager(
+    environ: Mapping[str, str] = os.environ,
+) -> tuple[str | None, float | None]:
+    """Return the socket of the service manager and its watchdog's seconds, None where not asked.
+
+    As sd_notify(3) and sd_watchdog_enabled(3) have it: a watchdog of another process is not ours.
+    """
+    seconds = None
+    if environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        if microseconds.isascii() and microseconds.isdigit() and int(microseconds):
+            seconds = int(microseconds) / 1_000_000
+    return environ.get("NOTIFY_SOCKET") or None, seconds
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:

@@ -172,6 +172,11 @@ class TradingSession:
         return self._flag.asked_by
 
     @property
+    def stopped_during(self) -> str | None:
+        """The reason of the save that the signal came in the middle of; None if it did not."""
+        return self._flag.during
+
+    @property
     def exit_code(self) -> int:
         """What the process should exit with: 130 after Ctrl-C, else 0."""
         return INTERRUPTED if self._flag.asked_by == "SIGINT" else 0
