@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from statestore.disk.store import State as State
     from statestore.disk.store import StateMeta as StateMeta
     from statestore.disk.store import StateStore as StateStore
+    from statestore.runtime.manager import UnifiedStateManager as UnifiedStateManager
     from statestore.runtime.session import TradingSession as TradingSession
 
 _HOMES = {
@@ -23,9 +24,18 @@ _HOMES = {
     "StateMeta": "statestore.disk.store",
     "StateStore": "statestore.disk.store",
     "TradingSession": "statestore.runtime.session",
+    "UnifiedStateManager": "statestore.runtime.manager",
 }
 
-__all__ = ["KillSwitch", "State", "StateMeta", "StateStore", "TradingSession", "__version__"]
+__all__ = [
+    "KillSwitch",
+    "State",
+    "StateMeta",
+    "StateStore",
+    "TradingSession",
+    "UnifiedStateManager",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

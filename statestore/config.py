@@ -23,6 +23,21 @@ none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD
 none               ``NOTIFY_SOCKET`` ...       set by systemd, see `service_manager`
 =================  ==========================  ======================================
 
+For `statestore.runtime.manager` only, by the names its document gives them:
+
+========================================  ============================================
+environment                               default
+========================================  ============================================
+``TRADING_STATE_DB_TYPE``                 ``file``; also ``influxdb``, ``postgres``
+``TRADING_STATE_INFLUXDB_URL``            ``http://localhost:8086``
+``TRADING_STATE_INFLUXDB_TOKEN``          none
+``TRADING_STATE_INFLUXDB_ORG``            ``quant-system``
+``TRADING_STATE_INFLUXDB_BUCKET``         ``quant-data``
+``TRADING_STATE_ENABLE_VALIDATION``       ``true``
+``TRADING_STATE_ENABLE_FILE_FALLBACK``    ``true``
+``TRADING_STATE_FALLBACK_DIR``            ``state_fallback``
+========================================  ============================================
+
 ``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
 ``STATESTORE_CONFIG`` names another file. Credentials have no place in it.
 
@@ -41,7 +56,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -58,6 +73,9 @@ _PATHS = {
     "key_file": "COINBASE_KEY_FILE",
 }
 _TEXTS = {"base_url": "COINBASE_BASE_URL"}
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
+_BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
+_DB_TYPES = ("file", "influxdb", "postgres")
 _RETENTION = ("keep_last", "keep_days", "keep_repairs_days")
 
 
@@ -108,6 +126,20 @@ def exchange_keys(prefix: str, environ: Mapping[str, str] = os.environ) -> Keys:
             "(a key that may only read is enough)"
         )
     return Keys(values["API_KEY"], values["SECRET"], values["PASSWORD"])
+
+
+@dataclass(frozen=True, slots=True)
+class TradingStateSettings:
+    """The ``TRADING_STATE_*`` variables."""
+
+    db_type: str = "file"
+    influxdb_url: str = "http://localhost:8086"
+    influxdb_token: str | None = field(default=None, repr=False)
+    influxdb_org: str = "quant-system"
+    influxdb_bucket: str = "quant-data"
+    enable_validation: bool = True
+    enable_file_fallback: bool = True
+    fallback_dir: Path = Path("state_fallback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +216,32 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         api_key=environ.get("COINBASE_API_KEY") or None,
         api_secret=environ.get("COINBASE_API_SECRET") or None,
     )
+
+
+def load_trading_state_settings(environ: Mapping[str, str] = os.environ) -> TradingStateSettings:
+    """Return the ``TRADING_STATE_*`` settings.
+
+    Raises:
+        ConfigError: one of them is not understood. The token is in no message.
+    """
+    values: dict[str, Any] = {}
+    for setting in fields(TradingStateSettings):
+        variable = f"TRADING_STATE_{setting.name.upper()}"
+        text = environ.get(variable)
+        if not text:
+            continue
+        if isinstance(setting.default, bool):
+            if text.lower() not in _BOOLEANS:
+                raise ConfigError(f"{variable} is {text!r:.40}; true or false is expected")
+            values[setting.name] = _BOOLEANS[text.lower()]
+        else:
+            values[setting.name] = Path(text) if setting.name == "fallback_dir" else text
+    if values.get("db_type", "file") not in _DB_TYPES:
+        raise ConfigError(
+            f"TRADING_STATE_DB_TYPE is {values['db_type']!r:.40}; "
+            f"one of {', '.join(_DB_TYPES)} is expected"
+        )
+    return TradingStateSettings(**values)
 
 
 def settings_file(environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -14,7 +14,7 @@ CONFIG = ("data_provider", "broker", "strategy", "pairs")
 
 _RULE = "=" * 60
 _SIDES = ("side", "direction")
-_QUANTITIES = ("quantity", "units", "base_qty", "total")
+QUANTITIES = ("quantity", "units", "base_qty")
 _TIMES = ("entry_time", "timestamp")
 
 
@@ -71,7 +71,7 @@ def restored(state: Mapping[str, Any]) -> Iterator[str]:
 
 def quantity(position: Any) -> Any:
     """Return the recorded quantity of a position in whichever shape; None if there is none."""
-    return _first(position, _QUANTITIES)
+    return _first(position, (*QUANTITIES, "total"))
 
 
 def _describe(position: Any) -> str:
