@@ -32,6 +32,7 @@ class StopFlag:
         self.during: str | None = None
         self.busy: str | None = None
         self._former: dict[signal.Signals, Any] = {}
+        self._pid = 0
         # A pipe, since a handler may interrupt the holder of any lock, that of an Event as well.
         self._read = self._write = -1
 
@@ -42,6 +43,7 @@ class StopFlag:
     def install(self) -> None:
         """Take over SIGINT and SIGTERM; does nothing outside of the main thread."""
         if threading.current_thread() is threading.main_thread():
+            self._pid = os.getpid()
             for number in SIGNALS:
                 self._former[number] = signal.signal(number, self._handle)
 
@@ -79,4 +81,9 @@ class StopFlag:
         self._read = self._write = -1
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A worker that was forked off: it is to die of this, and not to wake its parent.
+            self.uninstall()
+            os.kill(os.getpid(), number)
+            return
         self.ask(signal.Signals(number).name)

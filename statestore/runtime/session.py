@@ -135,6 +135,7 @@ class TradingSession:
         self._periods = 0  # periodic saves that were due
         self._halted = False
 
+        self._in_flight = 0  # saves of other tasks
         self._owed: Counter[str] = Counter()  # saves that were asked for and are not done
         self._done: Counter[str] = Counter()
         self._failures = 0
@@ -348,7 +349,9 @@ class TradingSession:
         logged and in `health`, and the next tick looks again.
         """
         with self._lock:
-            return self.store.changed() and self._reload()
+            # What a save of ours changes meanwhile is not somebody else's; and if somebody else
+            # was first, that save finds out.
+            return not self._in_flight and self.store.changed() and self._reload()
 
     # For asyncio
 
@@ -455,8 +458,8 @@ class TradingSession:
             raise UsageError("to save asynchronously, use the session in an `async with` block")
         if self.mode == "DRY_RUN":
             return False
-        with self._lock:
-            save = self._begin(kind, reason)
+        save = self._begin(kind, reason)
+        self._in_flight += 1
         try:
             self._compose()
             meta = await asyncio.wrap_future(self._saver.save(save.state, reason=reason))
@@ -466,6 +469,8 @@ class TradingSession:
         except BaseException:
             self._owed += save.counts  # it was cancelled: carried out perhaps, told to nobody
             raise
+        finally:
+            self._in_flight -= 1
         self._saved(save, meta)
         return True
 
@@ -527,9 +532,10 @@ class TradingSession:
             logger.error(
                 "trading state NOT saved", extra=fields, exc_info=None if expected else error
             )
-            taken_over = isinstance(error, RevisionConflict) and self._reload(lost=save.reason)
-            if not taken_over and save.state is self._state:
-                self._owed += save.counts
+            if save.state is self._state:  # else it was replaced, and nothing of it is owed
+                conflict = isinstance(error, RevisionConflict)
+                if not (conflict and self._reload(lost=save.reason)):
+                    self._owed += save.counts
         if self._on_save_error is not None:
             try:
                 self._on_save_error(error)

@@ -596,6 +596,24 @@ def test_signals_in_the_middle_of_a_save_do_not_interrupt_it(state_store, monkey
     assert on_disk().meta.revision == 3
 
 
+def test_a_forked_worker_dies_of_sigterm_and_wakes_nobody(state_store):
+    alive, tell = os.pipe()
+    with TradingSession(state_store) as session:
+        child = os.fork()
+        if not child:
+            os.write(tell, b"!")  # what comes before this, Python itself forgets in a fork
+            signal.alarm(60)
+            signal.pause()
+            os._exit(0)
+        os.read(alive, 1)
+        os.kill(child, signal.SIGTERM)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert session.wait(0)
+    os.close(alive)
+    os.close(tell)
+
+
 def test_outside_of_the_main_thread_there_are_no_handlers_and_all_else_works(state_store, on_disk):
     before = signal.getsignal(signal.SIGTERM)
     session = TradingSession(state_store)
@@ -719,6 +737,36 @@ def test_an_async_save_that_meets_a_repair_reloads(state_store, on_disk):
 
     asyncio.run(bot())
     assert on_disk()["positions"]["BTC-USD"]["quantity"] == 1
+
+
+def test_a_tick_during_a_save_of_another_task_does_not_mistake_it_for_a_repair(
+    state_store, monkeypatch, on_disk
+):
+    in_place, go_on = threading.Event(), threading.Event()
+    accept = StateStore._accept
+
+    def slowly(self, *arguments):
+        in_place.set()  # the state file is the new one, and the store does not know yet
+        assert go_on.wait(60)
+        return accept(self, *arguments)
+
+    async def bot():
+        async with TradingSession(state_store) as session:
+            state = session.state
+            state["n"] = 1
+            with monkeypatch.context() as patch:
+                patch.setattr(StateStore, "_accept", slowly)
+                saving = asyncio.ensure_future(session.asave())
+                await asyncio.to_thread(in_place.wait, 60)
+                state["n"] = 2
+                await session.atick()
+                go_on.set()
+                assert await saving
+            assert session.state is state
+            assert session.health()["reloads"] == 0
+
+    asyncio.run(bot())
+    assert on_disk()["n"] == 2
 
 
 def test_to_wait_for_the_disk_asynchronously_takes_an_async_block(state_store):
