@@ -64,7 +64,7 @@ def restored(state: Mapping[str, Any]) -> Iterator[str]:
     if positions:
         yield "Restored Positions:"
         for key, position in positions.items():
-            yield f"  {key}: {_describe(position)}"
+            yield f"  {key}: {describe(position)}"
     if pairs:
         yield f"Restored Pair States: {len(pairs)} pairs"
 
@@ -74,7 +74,8 @@ def quantity(position: Any) -> Any:
     return _first(position, (*QUANTITIES, "total"))
 
 
-def _describe(position: Any) -> str:
+def describe(position: Any) -> str:
+    """Return side, entry, quantity and time of a position in whichever shape, on one line."""
     side, entry, units, time = (
         "unknown" if value is None else value
         for value in (

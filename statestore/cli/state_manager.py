@@ -1,0 +1,247 @@
+"""``scripts/state_manager.py check | backup | restore``: for operators of a trading state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from statestore.cli import restore
+from statestore.cli.exits import EPILOG, code_for, entry
+from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
+from statestore.cli.output import note, print_json
+from statestore.config import Places, load_settings, load_trading_state_settings, places
+from statestore.disk.history import read_document
+from statestore.disk.killswitch import KillSwitch
+from statestore.disk.store import State, StateStore
+from statestore.errors import StateCorrupt, StateError, StateInvalid
+from statestore.runtime.legacy import is_closed
+from statestore.runtime.sections import describe
+from statestore.runtime.validation import problems
+from statestore.times import NANOSECONDS, now, parse_instant
+
+
+@click.group(
+    "state_manager", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
+def command() -> None:
+    """Look at a trading state, copy it, put a copy back."""
+
+
+@command.command(epilog=EPILOG)
+@state_option
+@kill_switch_option
+@backup_dir_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "table"]),
+    default="table",
+    show_default=True,
+    help="What stdout is.",
+)
+@click.option(
+    "--max-age",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Not healthy if the last save is older. A bot saves only what changed.",
+)
+def check(
+    state: Path | None,
+    kill_switch: Path | None,
+    backup_dir: Path | None,
+    form: str,
+    max_age: float | None,
+) -> int:
+    """Show positions, pair states and portfolio, and whether all is well; writes nothing.
+
+    A health check: exit 0 if the state and all its copies are good and, with --max-age, fresh; 8 if
+    not. What does not validate is named and does not count: it does not stop a bot either.
+    """
+    where = places(load_settings(), state=state, kill_switch=kill_switch, backup_dir=backup_dir)
+    store = StateStore(where.state, backup_dir=where.backup_dir)
+    report = _report(store, where, max_age)
+    for why in report["unhealthy"]:
+        note(f"Not healthy: {why}")
+    if form == "json":
+        print_json(report)
+    else:
+        click.echo("\n".join(_table(report)))
+    return code_for(StateCorrupt) if report["unhealthy"] else 0
+
+
+@command.command(epilog=EPILOG)
+@state_option
+@click.option(
+    "--dir",
+    "folder",
+    type=FILE,
+    help="Where to.  [default: $TRADING_STATE_FALLBACK_DIR, else state_fallback]",
+)
+def backup(state: Path | None, folder: Path | None) -> None:
+    """Copy the state, byte for byte, to FOLDER/trading_state_backup_YYYYmmdd_HHMMSS.json (UTC).
+
+    The folder is made if need be, the copy is read back, and nothing is ever deleted there.
+    """
+    store = StateStore(places(load_settings(), state=state).state)
+    folder = folder or load_trading_state_settings().fallback_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(folder, f"cannot make {folder}: {error.strerror}") from error
+    path = store.backup(to=_free_name(folder))
+    document = read_document(path)
+    note(f"Backup of revision {document.revision}: {path}")
+    print_json(
+        {
+            "action": "backup",
+            "path": str(store.path),
+            "backup": str(path),
+            "revision": document.revision,
+            "sha256": document.identity,
+        }
+    )
+
+
+def _restore(file: Path | None, **flags: Any) -> Any:
+    if file is not None:
+        _refuse_foreign(file)
+    assert restore.command.callback is not None
+    return restore.command.callback(file=file, **flags)
+
+
+command.add_command(
+    click.Command(
+        "restore",
+        params=list(restore.command.params),
+        callback=_restore,
+        help=restore.command.help,
+        epilog=EPILOG,
+    )
+)
+
+
+def _free_name(folder: Path) -> Path:
+    stem = f"trading_state_backup_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    path, number = folder / f"{stem}.json", 1
+    while path.exists():  # two within one second
+        number += 1
+        path = folder / f"{stem}_{number}.json"
+    return path
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A backup of another program is JSON as well, and would be taken for a state."""
+    document = read_document(path)
+    named = {"backup_timestamp", "exported_at"} & document.sections.keys()
+    if document.meta is None and named:
+        raise StateInvalid(
+            path,
+            f"{path} is a backup or export of another program ({', '.join(named)}), not a state; "
+            "UnifiedStateManager().migrate(path) takes it over where there is no state yet",
+        )
+
+
+def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str, Any]:
+    try:
+        files = store.check()
+    except OSError as error:
+        raise StateError(
+            store.path, f"cannot list {error.filename}: {error.strerror}; it has to be readable"
+        ) from error
+    unhealthy = [
+        f"{found.path} {found.why}"
+        for found in (files.state, files.bak, *files.backups)
+        if found.why
+    ]
+    if files.state.status == "missing":
+        unhealthy.append(f"there is no {store.path}")
+    state: State | None = None
+    try:
+        state = store.load(numbers="decimal", missing_ok=False)
+    except StateError as error:
+        if str(error) not in unhealthy:
+            unhealthy.append(str(error))
+    age = _age(state)
+    if max_age is not None and (age is None or age > max_age):
+        unhealthy.append(
+            f"the last save is {'of unknown age' if age is None else f'{age:.0f} s old'}, "
+            f"{max_age:g} s are allowed"
+        )
+    settings = load_trading_state_settings()
+    switch = KillSwitch(where.kill_switch)
+    found: Mapping[str, Any] = state if state is not None else {}
+    return {
+        "healthy": not unhealthy,
+        "unhealthy": unhealthy,
+        "path": str(store.path),
+        "revision": state.meta.revision if state is not None else None,
+        "saved_at": state.meta.saved_at or None if state is not None else None,
+        "age_seconds": age,
+        "reason": state.meta.reason or None if state is not None else None,
+        "session": found.get("session"),
+        "positions": {
+            key: position
+            for key, position in _object(found, "positions").items()
+            if not is_closed(position)
+        },
+        "pair_states": _object(found, "pair_states"),
+        "portfolio": found.get("portfolio"),
+        "invalid": problems(found),
+        "backups": {str(f.path): f.status for f in (files.bak, *files.backups)},
+        "leftovers": [str(path) for path in files.leftovers],
+        "quarantined": [str(path) for path in files.quarantined],
+        "lease": files.lease,
+        "kill_switch": switch.status(),
+        "backend": {"file": "ok" if state is not None else "failed"}
+        | ({} if settings.db_type == "file" else {settings.db_type: "not read by this command"}),
+    }
+
+
+def _age(state: State | None) -> float | None:
+    if state is None or not state.meta.saved_at:
+        return None
+    return round((now() - parse_instant(state.meta.saved_at)) / NANOSECONDS, 3)
+
+
+def _object(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = state.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _table(report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"State      {report['path']}"
+    yield f"Revision   {report['revision']}, saved {report['saved_at']} ({report['reason']})"
+    session = report["session"] or {}
+    yield f"Mode       {session.get('mode', 'unknown')}, kill switch {report['kill_switch']}"
+    lease = report["lease"]
+    runs = f"process {lease.get('pid')} since {lease.get('since')}" if lease else "no"
+    yield f"Runs       {runs}"
+    yield f"Positions  {len(report['positions'])}"
+    for key, position in report["positions"].items():
+        yield f"  {key}: {describe(position)}"
+    yield f"Pairs      {len(report['pair_states'])}"
+    for pair, said in report["pair_states"].items():
+        cooldown = said.get("cooldown") if isinstance(said, Mapping) else None
+        yield f"  {pair}: cooldown {'unknown' if cooldown is None else cooldown}"
+    portfolio = report["portfolio"]
+    if not isinstance(portfolio, Mapping):
+        yield "Portfolio  unknown"
+    else:
+        figures = ("unknown" if v is None else v for v in portfolio.values())
+        told = ", ".join(f"{k} {v}" for k, v in zip(portfolio, figures, strict=True))
+        yield f"Portfolio  {told}"
+    good = sum(status in ("good", "adopted") for status in report["backups"].values())
+    yield f"Copies     {good} good of {len(report['backups'])}"
+    for name in ("leftovers", "quarantined"):
+        for path in report[name]:
+            yield f"{name.capitalize():10} {path}"
+    for field, why in report["invalid"].items():
+        yield f"Invalid    {field} {why}"
+    yield f"Healthy    {'yes' if report['healthy'] else 'NO'}"
+
+
+main = entry(command)
