@@ -12,7 +12,7 @@ from statestore.amounts import parse_amount
 from statestore.cli.exits import EPILOG, entry
 from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, places, service_manager
+from statestore.config import load_settings, places
 
 
 class _Amount(click.ParamType[Decimal]):
@@ -87,7 +87,6 @@ def command(
     from statestore.disk.store import StateStore
     from statestore.runtime import logs
     from statestore.runtime.loop import Loop, MovingAverage, recorded_prices, sample_prices
-    from statestore.runtime.notify import ServiceManager
     from statestore.runtime.risk import RiskEngine
     from statestore.runtime.session import TradingSession
 
@@ -117,7 +116,6 @@ def command(
         interval=interval,
         order=order,
         once=once,
-        manager=ServiceManager(*service_manager()),
     ).run()
     print_json(report)
     return session.exit_code

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from decimal import ROUND_DOWN, Decimal
@@ -23,7 +22,6 @@ from typing import Any
 from statestore import times
 from statestore.amounts import exact, json_type, parse_amount, written
 from statestore.errors import RecordedFileError, UsageError
-from statestore.runtime.notify import ServiceManager
 from statestore.runtime.risk import Prices, Risk, RiskEngine
 from statestore.runtime.session import TradingSession
 
@@ -158,7 +156,6 @@ class Loop:
     interval: float = 60
     order: Decimal = Decimal(100)
     once: bool = False
-    manager: ServiceManager = field(default_factory=lambda: ServiceManager(None))
     cycles: int = 0
     halted_cycles: int = 0
     trades: int = 0
@@ -180,7 +177,6 @@ class Loop:
                 "your own, or use PAPER or DRY_RUN"
             )
         with self.session as session:
-            self.manager.tell("READY=1")
             while session.running:
                 try:
                     prices = next(self.prices)
@@ -191,13 +187,12 @@ class Loop:
                 if self.once:
                     session.request_stop("once")
                 else:
-                    self._pause()
+                    session.wait(self.interval)
             if session.stopped_during is not None:
                 logger.info(
                     "the signal came during a save, which was finished",
                     extra={"signal": session.stopped_by, "save": session.stopped_during},
                 )
-            self.manager.tell("STOPPING=1")
         return self._report()
 
     def _cycle(self, prices: Prices) -> None:
@@ -262,22 +257,6 @@ class Loop:
                 "last_updated": now,
             }
         self.session.update_portfolio()
-
-    def _pause(self) -> None:
-        """Wait for the next cycle, with a sign of life as often as the watchdog wants one."""
-        watchdog = self.manager.watchdog_seconds
-        step = watchdog / 2 if watchdog else self.interval
-        until = time.monotonic() + self.interval
-        while True:
-            self.manager.tell("WATCHDOG=1", f"STATUS={self._status()}")
-            left = until - time.monotonic()
-            if not self.session.wait(min(left, step)) or left <= step:
-                return
-
-    def _status(self) -> str:
-        health = self.session.health()
-        said = "ok" if health["ok"] else "NOT SAVED" if health["unsaved"] else "not ok"
-        return f"cycle {self.strategy.cycles}, revision {health['revision']}, {said}"
 
     def _report(self) -> dict[str, Any]:
         session, risk = self.session, self.risk

@@ -6,6 +6,7 @@ See sd_notify(3). A unit of ``Type=notify`` with ``WatchdogSec=`` restarts a bot
 from __future__ import annotations
 
 import logging
+import math
 import socket
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,11 @@ class ServiceManager:
         # A leading @ is an abstract socket, whose name begins with a zero byte.
         self._address = f"\0{address[1:]}" if address and address.startswith("@") else address
         self.watchdog_seconds = watchdog_seconds if address else None
+
+    @property
+    def step_seconds(self) -> float:
+        """How long to wait at most before the next sign of life."""
+        return self.watchdog_seconds / 2 if self.watchdog_seconds else math.inf
 
     def tell(self, *assignments: str) -> bool:
         """Send ``READY=1`` and the like; return whether it was sent. Never raises."""

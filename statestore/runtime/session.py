@@ -25,6 +25,9 @@ before is stale; take it anew in each cycle. What was not saved when a repair ar
 and named in the log. A bot that hangs in code of its own does not see the flag of a signal; kill it
 with SIGKILL, which costs nothing that was saved. In ``DRY_RUN`` nothing is written, not even a
 lease, so it can run beside the bot.
+
+Where systemd started the bot (``Type=notify``, ``WatchdogSec=``), it is told of the start, of the
+end, and by `tick` and `wait` that the bot is alive.
 """
 
 from __future__ import annotations
@@ -44,11 +47,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import statestore
 from statestore import times
+from statestore.config import service_manager
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import Numbers, State, StateMeta, StateStore
 from statestore.errors import RevisionConflict, StateStoreError, UsageError
 from statestore.runtime import sections
 from statestore.runtime.interrupts import StopFlag
+from statestore.runtime.notify import ServiceManager
 from statestore.runtime.strategies import Strategies
 
 if TYPE_CHECKING:
@@ -116,6 +121,7 @@ class TradingSession:
         self._on_save_error = on_save_error
         self._signals = signals
         self._strategies = Strategies(strategies, store.path)
+        self._manager = ServiceManager(*service_manager())
         # Reads without being taken for the writer who saw what it reads.
         self._onlooker = StateStore(
             store.path, backup_dir=store.backups.directory, on_mismatch=store.on_mismatch
@@ -240,6 +246,7 @@ class TradingSession:
         except BaseException:
             self._let_go()
             raise
+        self._tell_manager("READY=1")
         return self
 
     initialize = start
@@ -253,6 +260,7 @@ class TradingSession:
         with self._lock:
             if self._pid != os.getpid():
                 return
+            self._tell_manager("STOPPING=1")
             try:
                 self._stopped = times.format_instant(times.now()), reason
                 if self.mode == "DRY_RUN":
@@ -273,8 +281,14 @@ class TradingSession:
 
     def wait(self, seconds: float) -> bool:
         """Wait, until a signal or `request_stop` at most; return whether to go on."""
-        self._flag.wait(seconds)
-        return self.running
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            if self._flag.wait(min(left, self._manager.step_seconds)):
+                return self.running
+            if left <= self._manager.step_seconds:
+                return self.running
+            self._tell_manager("WATCHDOG=1")
 
     def tick(self) -> bool:
         """Do what is due; return whether the bot may trade in this cycle.
@@ -289,6 +303,7 @@ class TradingSession:
             due = self._due()
             if due is not None and self.mode != "DRY_RUN":
                 self._attempt(*due)
+            self._tell_manager("WATCHDOG=1")
             return self.running and not halted
 
     # Saving
@@ -363,6 +378,7 @@ class TradingSession:
             due = self._due()
         if due is not None:
             await self._asave(*due)
+        self._tell_manager("WATCHDOG=1")
         return self.running and not halted
 
     async def aon_trade(self, detail: str = "") -> bool:
@@ -377,8 +393,15 @@ class TradingSession:
         """`wait` for asyncio."""
         if self._stopping is None:
             raise UsageError("await_stop belongs into an `async with` block of the session")
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+        until = time.monotonic() + seconds
+        while self.running:
+            left = until - time.monotonic()
+            with suppress(TimeoutError):
+                step = min(left, self._manager.step_seconds)
+                await asyncio.wait_for(self._stopping.wait(), max(0.0, step))
+            if left <= self._manager.step_seconds:
+                break
+            self._tell_manager("WATCHDOG=1")
         return self.running
 
     # Blocks
@@ -620,6 +643,10 @@ class TradingSession:
             else:
                 logger.warning("kill switch released: trading goes on")
         return halted
+
+    def _tell_manager(self, what: str) -> None:
+        said = "NOT SAVED" if self._owed else "ok"
+        self._manager.tell(what, f"STATUS=revision {self.state.meta.revision}, {said}")
 
     # When, and the end
 

@@ -51,6 +51,10 @@ class Process:
             if text in line:
                 return line
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -778,6 +779,27 @@ def test_to_wait_for_the_disk_asynchronously_takes_an_async_block(state_store):
                 await session.await_stop(1)
 
     asyncio.run(bot())
+
+
+def test_an_async_bot_tells_its_service_manager_that_it_lives(state_store, tmp_path, monkeypatch):
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+
+    async def bot():
+        async with TradingSession(state_store) as session:
+            await session.await_stop(0.05)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(60)
+        asyncio.run(bot())
+        told = [manager.recv(1000).decode().partition("\n")[0]]
+        while told[-1] != "STOPPING=1":
+            told.append(manager.recv(1000).decode().partition("\n")[0])
+
+    assert told[0] == "READY=1"
+    assert set(told[1:-1]) == {"WATCHDOG=1"}
 
 
 @pytest.mark.parametrize("options", [{"mode": "paper"}, {"interval": 0}, {"interval": -1}])
