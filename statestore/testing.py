@@ -7,6 +7,7 @@ Fixtures:
     state_store    `StateStore` on it
     kill_switch    `KillSwitch` beside it, released
     fake_exchange  a running `statestore.simulated.SimulatedExchange`
+    crash_after    kill a piece of the bot in the middle of what it does to files
 
 Builders, for rows as the exchange sends them: `fill`, `fills`.
 
@@ -17,16 +18,20 @@ Other processes that a test starts are not covered.
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
+import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -89,6 +94,87 @@ def fake_exchange() -> Iterator[SimulatedExchange]:
 
     with SimulatedExchange() as exchange:
         yield exchange
+
+
+CrashAfter = Callable[[int, Callable[[], object]], bool]
+
+_CALLS = (
+    *("open", "write", "pwrite", "writev", "sendfile", "copy_file_range", "fsync", "fdatasync"),
+    *("truncate", "ftruncate", "link", "symlink", "rename", "replace", "unlink", "remove"),
+    *("mkdir", "rmdir", "chmod", "fchmod", "chown", "fchown", "utime"),
+)
+
+
+@pytest.fixture
+def crash_after() -> CrashAfter:
+    """``crash_after(calls, function)``: run `function` until it has made so many calls, then kill.
+
+    It runs in a forked child, which gets SIGKILL as it is about to make the next call; what it did
+    to the disk stays, what it had in memory is gone. Returns False if it ended before, so that
+    every moment is tried by::
+
+        for calls in itertools.count():
+            if not crash_after(calls, lambda: my_bot.save()):
+                break
+            assert StateStore(path).load() in (before, after)
+
+    Counted are the functions of `os` that change files, and files opened for writing by `open`,
+    each both before and after. What C code writes by itself (sqlite3) and the moments inside a
+    call are not seen, and a kill is no power cut: the kernel still has what was not flushed.
+    """
+    return _crash_after
+
+
+def _crash_after(calls: int, function: Callable[[], object]) -> bool:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            _kill_after(calls)
+            function()
+            code = 0
+        except BaseException:  # noqa: BLE001  # all of it is told, and none of it runs pytest again
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, -signal.SIGKILL):
+        pytest.fail(f"what was to be killed ended by itself, with exit code {code}; see stderr")
+    return code != 0
+
+
+def _kill_after(calls: int) -> None:
+    """Have this process killed as it is about to make one call more than `calls`."""
+    left = calls
+
+    def count() -> None:
+        nonlocal left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **options: Any) -> Any:
+            count()
+            return call(*arguments, **options)
+
+        return counting
+
+    def opening(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if set(mode) <= set("rbt"):
+            return former(file, mode, *arguments, **options)
+        count()
+        opened = former(file, mode, *arguments, **options)
+        count()  # it is empty now
+        return opened
+
+    former = open
+    for name in _CALLS:
+        if hasattr(os, name):
+            setattr(os, name, counted(getattr(os, name)))
+    builtins.open = io.open = opening
 
 
 # The guard ------------------------------------------------------------------------------------
