@@ -214,7 +214,8 @@ def _object(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _table(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"State      {report['path']}"
-    yield f"Revision   {report['revision']}, saved {report['saved_at']} ({report['reason']})"
+    saved = f", saved {report['saved_at']} ({report['reason']})" if report["saved_at"] else ""
+    yield f"Revision   {'unknown' if report['revision'] is None else report['revision']}{saved}"
     session = report["session"] or {}
     yield f"Mode       {session.get('mode', 'unknown')}, kill switch {report['kill_switch']}"
     lease = report["lease"]

@@ -48,8 +48,11 @@ class StopFlag:
                 self._former[number] = signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
-        """Give the signals back to whoever had them."""
-        while self._former:
+        """Give the signals back to whoever had them.
+
+        Only the main thread can; from another one, they go back when the next one comes.
+        """
+        while self._former and threading.current_thread() is threading.main_thread():
             number, former = self._former.popitem()
             signal.signal(number, signal.SIG_DFL if former is None else former)
 
@@ -81,8 +84,9 @@ class StopFlag:
         self._read = self._write = -1
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            # A worker that was forked off: it is to die of this, and not to wake its parent.
+        if os.getpid() != self._pid or self._read < 0:
+            # A worker that was forked off is to die of this, and not to wake its parent; and
+            # after the end it is not ours any more.
             self.uninstall()
             os.kill(os.getpid(), number)
             return

@@ -17,9 +17,9 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 class TextFormatter(logging.Formatter):
     """``WARNING kill switch engaged: no trading  reason=... by=...``"""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        return f"{_at(record)} {super().format(record)}{' ' if fields else ''}{fields}"
+        return f"{_at(record)} {super().formatMessage(record)}{' ' if fields else ''}{fields}"
 
 
 class JsonFormatter(logging.Formatter):

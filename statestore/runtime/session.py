@@ -57,6 +57,8 @@ from statestore.runtime.notify import ServiceManager
 from statestore.runtime.strategies import Strategies
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from statestore.disk.locks import Lease
     from statestore.disk.saver import Saver
 
@@ -149,6 +151,7 @@ class TradingSession:
         self._last_save: dict[str, Any] | None = None
         self._last_error: dict[str, Any] | None = None
         self._reload_error: str | None = None
+        self._restored_from: Path | None = None
 
     # What the bot looks at
 
@@ -191,6 +194,7 @@ class TradingSession:
     def health(self) -> dict[str, Any]:
         """Return how the session is; plain values, for a health check or a metric.
 
+        ``restored_from`` is the fallback that was read in place of the state file, if one was;
         ``ok`` is False while a save is owed, the state on disk cannot be taken over, or a
         strategy is not saved. ``saves`` counts those that were asked for and are done, by kind.
         """
@@ -205,10 +209,8 @@ class TradingSession:
                 "kill_switch": self.kill_switch.status(),
                 "lease": self._lease is not None,
                 "revision": meta.revision if meta else None,
-                "recovered_from": str(meta.recovered_from)
-                if meta and meta.recovered_from
-                else None,
-                "positions": None if self._state is None else len(self._state["positions"]),
+                "restored_from": str(self._restored_from) if self._restored_from else None,
+                "positions": None if self._state is None else len(_positions(self._state)),
                 "saves": dict(self._done),
                 "unsaved": dict(self._owed),
                 "failed_saves": self._failures,
@@ -326,7 +328,7 @@ class TradingSession:
     def update_portfolio(self, total_value: Any = None, total_pnl: Any = None, **more: Any) -> None:
         """Set the portfolio's summary; what is not known is null. Not saved by itself."""
         state = self.state
-        state["portfolio"] = sections.portfolio(state["positions"], total_value, total_pnl, **more)
+        state["portfolio"] = sections.portfolio(_positions(state), total_value, total_pnl, **more)
 
     # Restoring
 
@@ -334,13 +336,18 @@ class TradingSession:
         """Load the state from disk, in place of the one in memory, and tell the strategies.
 
         Raises:
+            StateMissing: it is gone, and this is no start.
             StateCorrupt, StateChecksumMismatch, StateInvalid, StateError: as in `StateStore.load`;
                 the state in memory is what it was.
         """
         with self._lock:
-            fresh = self.store.load(numbers=self._numbers)
+            # Nothing at all is a first start; under a running bot it is a loss.
+            fresh = self.store.load(numbers=self._numbers, missing_ok=self._state is None)
             found = bool(fresh)
             sections.complete(fresh, self.store.path)
+            self._owed.clear()
+            self._reload_error = None
+            self._restored_from = fresh.meta.recovered_from
             if not found:
                 self._take(fresh)
                 logger.info("no previous trading state", extra={"path": str(self.store.path)})
@@ -599,7 +606,7 @@ class TradingSession:
                 "revision": fresh.meta.revision,
                 "reason": fresh.meta.reason,
                 "writer": fresh.meta.writer,
-                "positions": _differences(mine["positions"], fresh["positions"]),
+                "positions": _differences(_positions(mine), _positions(fresh)),
                 "dropped": dropped,
             },
         )
@@ -695,6 +702,12 @@ class _Save:
     reason: str
     counts: Counter[str]
     begun: float
+
+
+def _positions(state: State) -> Mapping[str, Any]:
+    """Return the positions; none where the bot has put something else there for the moment."""
+    held = state.get("positions")
+    return held if isinstance(held, Mapping) else {}
 
 
 def _differences(mine: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:

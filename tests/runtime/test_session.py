@@ -12,13 +12,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
 
 from statestore import KillSwitch, StateStore, TradingSession
 from statestore.disk import durable
-from statestore.errors import LeaseHeld, RevisionConflict, SaveFailed, StateInvalid, UsageError
+from statestore.errors import (
+    LeaseHeld,
+    RevisionConflict,
+    SaveFailed,
+    StateInvalid,
+    StateMissing,
+    UsageError,
+)
 
 RULE = "=" * 60
 BTC = {"side": "BUY", "quantity": 2, "entry_price": 100.5, "entry_time": "2025-11-18T04:00:00Z"}
@@ -136,6 +144,7 @@ def test_success_is_not_claimed_for_a_fallback(state_store, said, on_disk):
 
     with TradingSession(StateStore(state_store.path)) as session:
         assert session.state["positions"] == {"BTC-USD": BTC}
+        assert session.health()["restored_from"] == str(state_store.backup_path)
 
     assert "Trading state restored from a fallback" in said()
     assert "Previous trading state successfully restored" not in said()
@@ -487,6 +496,8 @@ def test_a_state_that_was_deleted_is_not_an_empty_one(state_store, state_file):
             path.rename(path.with_suffix(".away"))
 
         assert session.tick()
+        with pytest.raises(StateMissing):
+            session.restore()
         assert session.state["positions"] == {"BTC-USD": BTC}
         assert not session.health()["ok"]
 
@@ -637,6 +648,31 @@ def test_outside_of_the_main_thread_there_are_no_handlers_and_all_else_works(sta
     assert inside == [before]
     assert session.stopped_by == "the operator"
     assert on_disk()["n"] == 1
+
+
+def test_stopped_from_another_thread_the_signals_go_back_when_the_next_one_comes(state_store):
+    before = signal.getsignal(signal.SIGINT)
+    session = TradingSession(state_store).start()
+    thread = threading.Thread(target=session.stop)
+    thread.start()
+    thread.join()
+    assert state_store.lease_holder() is None
+
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_bot_that_spoils_its_positions_is_told_and_can_be_asked(state_store):
+    with TradingSession(state_store) as session:
+        session.state["positions"] = []
+        assert not session.save()
+        assert session.health()["positions"] == 0
+        with StateStore(state_store.path).transaction() as state:
+            state["repaired"] = True
+        assert session.tick()
+        assert session.state["positions"] == {}
 
 
 SCRIPT = """
