@@ -284,7 +284,6 @@ class UnifiedStateManager:
                 yield state
                 self._examine(state)
             except BaseException:
-                state.clear()
                 state.update(former)
                 raise
             if self._session.mode != "DRY_RUN" and not self._session.save(reason):

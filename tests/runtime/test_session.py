@@ -744,6 +744,23 @@ def test_saves_of_many_tasks_end_with_the_newest_state(state_store, on_disk):
     assert on_disk()["n"] == 149
 
 
+def test_in_an_async_block_no_save_overtakes_another(state_store, monkeypatch, on_disk):
+    def overtaking(*arguments, **options):
+        raise AssertionError("a save that does not queue up behind those of other tasks")
+
+    async def bot():
+        async with TradingSession(state_store) as session:
+            session.state["n"] = 1
+            await session.asave()
+            session.state["n"] = 2
+            assert session.save()
+            session.state["n"] = 3
+
+    monkeypatch.setattr(StateStore, "save", overtaking)
+    asyncio.run(bot())
+    assert on_disk()["n"] == 3
+
+
 def test_a_task_that_is_cancelled_saves_at_the_end(state_store, on_disk):
     async def bot():
         async with TradingSession(state_store) as session:
@@ -768,6 +785,7 @@ def test_an_async_save_that_meets_a_repair_reloads(state_store, on_disk):
             repair(state_store.path, 1)
             saved = await asyncio.gather(*(session.aon_trade() for _ in range(3)))
             assert saved == [False] * 3
+            assert session.health()["unsaved"] == {}
             assert session.state["positions"]["BTC-USD"]["quantity"] == 1
             assert await session.atick()
             assert session.health()["ok"]
