@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from statestore.times import NANOSECONDS, format_instant, now
+
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -61,24 +65,26 @@ def test_the_offline_example_runs(tmp_path: Path) -> None:
     assert '"positions_removed": 1' in ran.stdout
 
 
+def recipe() -> list[str]:
+    block = re.search(r"```console\n(\$ statestore kill-switch engage.*?)```", README, re.S)
+    assert block
+    return [line.removeprefix("$ ") for line in block[1].splitlines()]
+
+
 def test_the_incident_recipe_runs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """The five commands, typed in a folder with a state, against the simulated exchange."""
+    """Each command in order, typed in a folder with a state, against the simulated exchange."""
     from statestore import StateStore
 
     exchange = request.getfixturevalue("fake_exchange")
     exchange.set_balance("BTC", "1")
-    exchange.add_fills("BUY 1 BTC-USD @ 100")
-    StateStore(tmp_path / "data" / ".state.json").save(
-        {"positions": {"BTC-USD": {"quantity": 2, "entry_price": 90}}}
-    )
-    recipe = [
-        line.partition(" > ")[0]
-        for line in commands()
-        if line.startswith(("statestore ", "rebuild_positions --hours"))
-    ]
-    codes = []
-    for line in recipe:
-        program, *arguments = shlex.split(line)
+    exchange.set_product("BTC-USD", price="110")
+    exchange.add_fills("BUY 1 BTC-USD @ 100", start=format_instant(now() - 3600 * NANOSECONDS))
+    store = StateStore(tmp_path / "data" / ".state.json")
+    store.save({"positions": {"BTC-USD": {"quantity": 2, "entry_price": 90}}})
+    told = {}
+    for line in recipe():
+        typed, _, target = line.partition(" > ")
+        program, *arguments = shlex.split(typed)
         name = ["rebuild"] if program == "rebuild_positions" else []
         ran = subprocess.run(
             [sys.executable, "-m", "statestore", *name, *arguments],
@@ -86,14 +92,33 @@ def test_the_incident_recipe_runs(tmp_path: Path, request: pytest.FixtureRequest
             env=os.environ | exchange.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            text=True,
             check=False,
         )
-        codes.append((line, ran.returncode, ran.stderr.decode()))
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
+        told[line] = ran
+        if target:
+            told[target] = json.loads(ran.stdout)
 
-    assert len(recipe) == 5
-    assert [code for _, code, _ in codes] == [0] * 5, codes
-    positions = StateStore(tmp_path / "data" / ".state.json").load()["positions"]
-    assert positions["BTC-USD"]["quantity"] == 1
+    outputs = iter(told[line] for line in recipe())
+    assert "Engaged" in next(outputs).stderr
+    assert "0 failure(s)" in next(outputs).stdout
+    assert told["preview.json"]["changes"][0]["after"]["quantity"] == 1
+    assert told["difference.json"]["positions"]["changed"]["BTC-USD"]["entry_price"] == {
+        "before": 90,
+        "after": 100,
+    }
+    assert "BUY" in told["statestore explain BTC"].stdout
+    assert told["applied.json"]["state"]["revision"] == 2
+    assert "statestore undo" in (tmp_path / "incident.html").read_text()
+    assert told["verified.json"]["verdict"] == "agrees"
+    assert told["undo.json"]["difference"]["positions"]["changed"]["BTC-USD"]["quantity"] == {
+        "before": 1,
+        "after": 2,
+    }
+    assert "Released" in told["statestore kill-switch release"].stderr
+    assert store.load()["positions"]["BTC-USD"]["entry_price"] == 100
+    assert {asked.method for asked in exchange.requests} == {"GET"}
 
 
 def test_the_demo_tells_its_story_to_the_end() -> None:
