@@ -39,7 +39,9 @@ _WORTH_CUTTING = 4  # pages that are left
 _RECENT_PAGES = 2  # that tell how dense the rest is
 _SPREAD = 2.5  # chains per request under way: they end apart, and none may be the last for long
 _PIECES = 14  # of a chain that has shown one page only
-_RELUCTANCE = 1.1
+# Alone, a chain gets its pages as fast as answers come. Beside others it waits its turn among
+# somewhat more requests than the rate needs, so that its end is further off than its pages tell.
+_RELUCTANCE_ALONE, _RELUCTANCE = 1.1, 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +212,13 @@ class Slices:
             (piece.end - piece.start) // (8 * self._overlap + 1),
         )
         at_full_rate = (total + piece.pages + pieces) / max(abreast, 0.001)
+        reluctance = _RELUCTANCE_ALONE if abreast < 2 else _RELUCTANCE
         risk = max(0, pieces - piece.pages)
         bearable = 2 * abreast + 8 + 6 * len(open_) + self.pages / 8
         if (
             pieces < 2
             or piece.left < max(_WORTH_CUTTING, piece.pages)
-            or piece.left <= _RELUCTANCE * at_full_rate + 1
+            or piece.left <= reluctance * at_full_rate + 1
             or self._risked + risk > bearable
         ):
             return 1
