@@ -200,6 +200,7 @@ class TradingSession:
         """
         with self._lock:
             meta = self._state.meta if self._state is not None else None
+            held = self._state.get("positions") if self._state is not None else None
             return {
                 "ok": not (self._owed or self._reload_error or self._strategies.errors),
                 "running": self.running,
@@ -210,7 +211,7 @@ class TradingSession:
                 "lease": self._lease is not None,
                 "revision": meta.revision if meta else None,
                 "restored_from": str(self._restored_from) if self._restored_from else None,
-                "positions": None if self._state is None else len(_positions(self._state)),
+                "positions": len(held) if isinstance(held, Mapping) else None,
                 "saves": dict(self._done),
                 "unsaved": dict(self._owed),
                 "failed_saves": self._failures,

@@ -668,7 +668,7 @@ def test_a_bot_that_spoils_its_positions_is_told_and_can_be_asked(state_store):
     with TradingSession(state_store) as session:
         session.state["positions"] = []
         assert not session.save()
-        assert session.health()["positions"] == 0
+        assert session.health()["positions"] is None
         with StateStore(state_store.path).transaction() as state:
             state["repaired"] = True
         assert session.tick()
