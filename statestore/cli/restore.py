@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -19,9 +20,13 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.config import load_settings, places
+from statestore.disk.codec import META, Document
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateStore
-from statestore.errors import StateCorrupt
+from statestore.errors import StateCorrupt, StateInvalid
+
+# Top-level keys by which backups and exports of other programs are known.
+_FOREIGN = ("backup_timestamp", "exported_at")
 
 
 @click.command("restore", epilog=EPILOG)
@@ -45,7 +50,8 @@ def command(
 
     The present state is backed up first, so that "statestore undo" takes this back, and becomes
     .bak; if it is not good it is moved aside. Nothing is deleted. "statestore history" lists what
-    there is to restore; --dry-run shows what would change and writes nothing.
+    there is to restore; --dry-run shows what would change and writes nothing. A file without _meta
+    is restored if it looks like a state: with positions, or mostly the sections of the present one.
     """
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
@@ -55,6 +61,9 @@ def command(
     if wanted.why:
         raise StateCorrupt(origin, f"{origin} {wanted.why}; restore from another backup")
     before, why = present(store)
+    ours = origin.resolve() == store.backup_path.resolve() or store.backups.hold(origin)
+    if wanted.meta is None and not ours:
+        _refuse_foreign(origin, wanted, before, store.path)
     report = differences(before, wanted)
     show_differences(report, f"{store.path}{' (not good)' if why else ''}", str(origin))
     if dry_run:
@@ -71,3 +80,38 @@ def command(
         facts={"from": str(origin)},
         told={"from": str(origin)},
     )
+
+
+def _refuse_foreign(path: Path, wanted: Document, before: Document | None, state: Path) -> None:
+    """Raise `StateInvalid` where a file without ``_meta`` is JSON, but plainly no state.
+
+    Restored, an export or somebody's settings would be a state in which nothing is held.
+
+    Args:
+        before: the present state; None where nothing reads.
+    """
+    foreign = [name for name in _FOREIGN if name in wanted.sections]
+    if foreign:
+        raise StateInvalid(
+            path,
+            f"{path} is a backup or export of another program ({', '.join(foreign)}), not a state; "
+            "UnifiedStateManager().migrate(path) takes it over where there is no state yet",
+        )
+    if not _looks_like_a_state(wanted.sections, before.sections if before else {}):
+        names = list(wanted.sections)
+        found = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+        raise StateInvalid(
+            path,
+            f"{path} has no {META} and does not look like a state: it has {found or 'nothing'}; "
+            f"expected are positions (an object), or mostly the sections of {state}. If it is this "
+            f"bot's state, copy it over {state} and run `statestore seal`",
+        )
+
+
+def _looks_like_a_state(wanted: Mapping[str, bytes], present: Mapping[str, bytes]) -> bool:
+    held = wanted.get("positions")
+    if held is not None:
+        return held[:1] in (b"{", present.get("positions", b"")[:1])
+    shared = wanted.keys() & present.keys()
+    # Not one of them: any program may have a version, or a config.
+    return 0 < len(wanted) <= 2 * len(shared)

@@ -17,7 +17,7 @@ from statestore.config import Places, load_settings, load_trading_state_settings
 from statestore.disk.history import read_document
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import State, StateStore
-from statestore.errors import StateCorrupt, StateError, StateInvalid
+from statestore.errors import StateCorrupt, StateError
 from statestore.runtime.legacy import is_closed
 from statestore.runtime.sections import describe
 from statestore.runtime.validation import problems
@@ -106,22 +106,7 @@ def backup(state: Path | None, folder: Path | None) -> None:
     )
 
 
-def _restore(file: Path | None, **flags: Any) -> Any:
-    if file is not None:
-        _refuse_foreign(file)
-    assert restore.command.callback is not None
-    return restore.command.callback(file=file, **flags)
-
-
-command.add_command(
-    click.Command(
-        "restore",
-        params=list(restore.command.params),
-        callback=_restore,
-        help=restore.command.help,
-        epilog=EPILOG,
-    )
-)
+command.add_command(restore.command)
 
 
 def _free_name(folder: Path) -> Path:
@@ -131,18 +116,6 @@ def _free_name(folder: Path) -> Path:
         number += 1
         path = folder / f"{stem}_{number}.json"
     return path
-
-
-def _refuse_foreign(path: Path) -> None:
-    """A backup of another program is JSON as well, and would be taken for a state."""
-    document = read_document(path)
-    named = {"backup_timestamp", "exported_at"} & document.sections.keys()
-    if document.meta is None and named:
-        raise StateInvalid(
-            path,
-            f"{path} is a backup or export of another program ({', '.join(named)}), not a state; "
-            "UnifiedStateManager().migrate(path) takes it over where there is no state yet",
-        )
 
 
 def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class Backups:
         backups = [backup for name in self._names() if (backup := self._parse(name))]
         return sorted(backups, key=_order, reverse=True)
 
+    def hold(self, path: Path) -> bool:
+        """Return whether a path is of a backup, as its folder and its name say."""
+        here = path.parent.resolve() == self.directory.resolve()
+        return here and self._parse(path.name) is not None
+
     def newest_valid(
         self, on_refused: Callable[[Path, str], None] = lambda _path, _why: None
     ) -> tuple[Backup, bytes, codec.Document] | None:

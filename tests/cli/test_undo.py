@@ -341,6 +341,106 @@ def test_what_does_not_read_is_not_restored(
     assert snapshot(state.parent) == before
 
 
+PACKAGE = {"name": "bot", "version": "1", "config": {}, "scripts": {}, "license": "MIT"}
+BOT = {"positions": {"BTC-USD": {"quantity": 2}}, "config": {}, "version": "1", "cash": 5}
+
+
+@pytest.mark.parametrize(
+    ("foreign", "words"),
+    [
+        (PACKAGE, ["it has name, version, config, scripts, license", "statestore seal"]),
+        ({}, ["it has nothing"]),
+        ({"positions": []}, ["it has positions", "an object"]),
+        ({"positions": None, "cash": 5}, ["it has positions, cash"]),
+        ({"exported_at": "T", "count": 0, "positions": {}}, ["exported_at", "migrate(path)"]),
+        ({"backup_timestamp": "T", "cash": 5}, ["backup_timestamp", "migrate(path)"]),
+    ],
+)
+@pytest.mark.parametrize("option", ["--dry-run", "--yes"])
+def test_what_is_plainly_no_state_is_not_restored(
+    statestore: Run,
+    state_store: StateStore,
+    halted: KillSwitch,
+    tmp_path: Path,
+    foreign: dict[str, Any],
+    words: list[str],
+    option: str,
+) -> None:
+    """A package.json shares a version and a config with this state, and holds no position."""
+    state_store.save(BOT)
+    file = tmp_path / "package.json"
+    file.write_text(json.dumps(foreign))
+    before = snapshot(state_store.path.parent)
+    ran = statestore("restore", "--state", state_store.path, "--file", file, option)
+
+    refused(ran, 8, str(file), *words)
+    assert snapshot(state_store.path.parent) == before
+
+
+@pytest.mark.parametrize(
+    "present", [BOT, {"cash": 4, "pairs": {}, "positions": []}, None], ids=["like", "list", "none"]
+)
+def test_a_state_of_before_the_first_save_is_restored(
+    statestore: Run,
+    state_store: StateStore,
+    halted: KillSwitch,
+    tmp_path: Path,
+    present: dict[str, Any] | None,
+) -> None:
+    if present is not None:
+        state_store.save(present)
+    file = tmp_path / "state_of_last_year.json"
+    former = {"pnl": 1, "drawdown": 2, "positions": {"ETH": {"quantity": 1}}}
+    file.write_text(json.dumps(former))
+    ran = statestore("restore", "--state", state_store.path, "--file", file)
+
+    assert ran.code == 0, ran.err
+    assert StateStore(state_store.path).load() == former
+
+
+def test_without_positions_it_is_known_by_the_sections_of_the_present_state(
+    statestore: Run, state_store: StateStore, halted: KillSwitch, tmp_path: Path
+) -> None:
+    state_store.save({"cash": 5, "pnl": 1, "positions": {}, "session": {}})
+    file = tmp_path / "adopted.json"
+    file.write_text('{"cash": 4, "pnl": 2, "since": 0, "by": 1}')
+    assert statestore("restore", "--state", state_store.path, "--file", file).code == 0
+
+    file.write_text('{"cash": 4, "since": 0, "by": 1}')
+    state_store.path.write_text('{"cash": 5, "positions": {}}')
+    refused(statestore("restore", "--state", state_store.path, "--file", file), 8, "since, by")
+
+
+@pytest.mark.parametrize("kept", ["backup", "bak"])
+def test_what_was_kept_of_the_state_itself_is_restored_whatever_it_looks_like(
+    statestore: Run, state_store: StateStore, halted: KillSwitch, kept: str
+) -> None:
+    state_store.path.write_text('{"odd": 1}')
+    state_store.load()
+    file = state_store.backup() if kept == "backup" else state_store.backup_path
+    state_store.save({"a": 1, "b": 2})
+    ran = statestore("restore", "--state", state_store.path, "--file", file)
+
+    assert ran.code == 0, ran.err
+    assert StateStore(state_store.path).load() == {"odd": 1}
+
+
+def test_the_advice_for_a_state_that_is_not_known_again_is_followed(
+    statestore: Run, state_store: StateStore, halted: KillSwitch, tmp_path: Path
+) -> None:
+    for cash in (1, 2):
+        state_store.save({"cash": cash})
+    file = tmp_path / "mine.json"
+    file.write_text('{"funds": 1}')
+    refused(statestore("restore", "--state", state_store.path, "--file", file), 8, "seal")
+
+    state_store.path.write_bytes(file.read_bytes())
+    ran = statestore("seal", "--state", state_store.path)
+
+    assert ran.code == 0, ran.err
+    assert StateStore(state_store.path).load() == {"funds": 1}
+
+
 def test_a_full_disk_for_the_backup_leaves_the_state_as_it_was(
     statestore: Run, state: Path, rebuilt: dict[str, Any]
 ) -> None:
