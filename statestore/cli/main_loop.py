@@ -10,7 +10,13 @@ import click
 
 from statestore.amounts import parse_amount
 from statestore.cli.exits import EPILOG, entry
-from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
+from statestore.cli.options import (
+    FILE,
+    backup_dir_option,
+    kill_switch_option,
+    log_format_option,
+    state_option,
+)
 from statestore.cli.output import note, print_json
 from statestore.config import load_settings, places
 
@@ -61,9 +67,7 @@ class _Amount(click.ParamType[Decimal]):
 @click.option("--stop-loss", type=_Amount(), default="0.05", help="Fraction of the entry price.")
 @kill_switch_option
 @backup_dir_option
-@click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Of stderr."
-)
+@log_format_option
 def command(
     once: bool,
     mode: Any,

@@ -117,6 +117,15 @@ def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def log_format_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="Of the log on stderr: json is an object on each line.",
+    )(function)
+
+
 def allow_live_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--allow-live", is_flag=True, help="Write although the bot may be trading. Risky."

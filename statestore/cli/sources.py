@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -278,10 +278,15 @@ class _WithFields(logging.Formatter):
         return " ".join([super().format(record), *(f"{n}={v!r}" for n, v in fields.items())])
 
 
-def set_up_logging(verbose: int) -> None:
+def set_up_logging(verbose: int, form: Literal["text", "json"] = "text") -> None:
     """Warnings of a rebuild are part of its result; the log is for whoever asks for more."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_WithFields("%(levelname)s %(name)s: %(message)s"))
+    if form == "json":
+        from statestore.runtime.logs import JsonFormatter
+
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(_WithFields("%(levelname)s %(name)s: %(message)s"))
     for name in ("statestore", "stamina"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

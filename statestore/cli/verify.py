@@ -15,6 +15,7 @@ from statestore.cli.options import (
     Seconds,
     backup_dir_option,
     kill_switch_option,
+    log_format_option,
     metrics_option,
     state_option,
 )
@@ -61,6 +62,7 @@ _STYLES = {"agrees": "dim", "unsettled": "cyan", "unproven": "yellow", "differs"
 @kill_switch_option
 @backup_dir_option
 @talk_options
+@log_format_option
 def command(**flags: Any) -> int:
     """Say whether the recorded positions are what balances and fills prove. Reads only.
 
@@ -69,9 +71,10 @@ def command(**flags: Any) -> int:
     is said to differ, the grace is waited for and everything is read again.
 
     --exit-code makes it exit 3 when a position differs or is unproven; an unsettled one is no
-    alarm. With -q nothing is printed when there is none, so it fits cron.
+    alarm. With -q nothing is printed when there is none, so it fits cron. With --log-format json
+    stderr is left to the log (-v for its warnings), and the text for people only comes as --format.
     """
-    set_up_logging(flags["verbose"])
+    set_up_logging(flags["verbose"], flags["log_format"])
     settings = load_settings()
     where = places(
         settings,
@@ -88,7 +91,8 @@ def command(**flags: Any) -> int:
     store = StateStore(where.state, backup_dir=where.backup_dir)
     with recording(flags["metrics_textfile"], "verify", store.path) as figures:
         figures.kill_switch(KillSwitch(where.kill_switch))
-        with progress(flags["quiet"]) as on_page:
+        collected = flags["log_format"] == "json"
+        with progress(flags["quiet"] or collected) as on_page:
             opened = open_source(flags, settings, on_page)
             found = verify(
                 store,
@@ -102,7 +106,7 @@ def command(**flags: Any) -> int:
                 warnings=opened.warnings,
             )
         if not (flags["quiet"] and found.ok):
-            _print(found, flags["output"])
+            _print(found, flags["output"], only_stdout=collected)
         figures.verification(found)
         figures.success = found.verdict is Verdict.AGREES
         figures.exit_code = UNPROVEN if flags["exit_code"] and not found.ok else 0
@@ -125,12 +129,14 @@ def _wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _print(found: Verification, output: str) -> None:
+def _print(found: Verification, output: str, *, only_stdout: bool) -> None:
     from statestore.cli.output import print_json
     from statestore.repair.verify import document
 
     if output == "json":
         print_json(document(found))
+        if only_stdout:
+            return
     _show(found, to_stderr=output == "json")
 
 

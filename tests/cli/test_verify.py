@@ -16,7 +16,7 @@ import pytest
 from statestore.disk.store import StateStore
 from statestore.fills.normalise import decode_json
 from statestore.fills.sources import coinbase
-from statestore.simulated import Request, SimulatedExchange, fill
+from statestore.simulated import UNAVAILABLE, Request, SimulatedExchange, fill
 from statestore.times import NANOSECONDS, format_instant, now
 from tests.cli.conftest import Run
 from tests.waits import pass_at_once
@@ -452,3 +452,24 @@ def test_a_bot_over_https_with_real_tokens_agrees(
 
     assert (ran.code, ran.json["verdict"]) == (0, "agrees")
     assert {request.method for request in fake_exchange.requests} == {"GET"}
+
+
+def test_a_log_for_machines_is_all_that_is_on_stderr(
+    statestore: Run,
+    bot: Bot,
+    fake_exchange: SimulatedExchange,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_retries: None,
+) -> None:
+    for name, value in fake_exchange.environment().items():
+        monkeypatch.setenv(name, value)
+    bot.save(BTC=WRONG)
+    fake_exchange.script("fills", UNAVAILABLE)
+    given = ("--state", bot.store.path, "--grace", "0", "--log-format", "json")
+    ran = statestore("verify", *given, "-v")
+    lines = [json.loads(line) for line in ran.err.splitlines()]
+
+    assert (ran.code, ran.json["verdict"]) == (0, "differs")
+    assert lines
+    assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert "WARNING" in {line["level"] for line in lines}, "the retry is one"
