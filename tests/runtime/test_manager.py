@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +227,7 @@ def test_the_settings_are_those_of_the_document():
     assert not settings.enable_validation
     assert not settings.enable_file_fallback
     assert load_trading_state_settings({}).influxdb_bucket == "quant-data"
+    assert load_trading_state_settings({}).fallback_dir == Path("state_fallback")
 
 
 @pytest.mark.parametrize("name", ["DB_TYPE", "ENABLE_VALIDATION", "ENABLE_FILE_FALLBACK"])
@@ -248,6 +250,9 @@ def test_a_database_that_is_not_there_is_said_or_refused(manager, monkeypatch, c
     assert not one.get_system_status()["healthy"]
     with pytest.raises(ConfigError, match="file fallback is off"):
         manager(file_fallback=False)
+    monkeypatch.setenv("TRADING_STATE_ENABLE_FILE_FALLBACK", "false")
+    with pytest.raises(ConfigError, match="file fallback is off"):
+        manager()
     assert "s3cret" not in caplog.text
 
 
@@ -330,8 +335,11 @@ def test_a_backup_is_migrated_once_where_there_is_no_state(manager, fallback, on
 
 
 def test_exported_positions_are_migrated(manager, tmp_path, on_disk):
-    manager().migrate(put(tmp_path, EXPORT))
+    path = put(tmp_path, EXPORT)
+    before = path.read_bytes()
+    manager().migrate(path)
 
+    assert path.read_bytes() == before
     state = on_disk()
     assert state["positions"] == {"solana:Demo1111:1h": ROW}
     assert list(state["watchlist"]) == ["solana:Demo1111:4h"]
@@ -339,8 +347,11 @@ def test_exported_positions_are_migrated(manager, tmp_path, on_disk):
 
 
 def test_exported_tokens_are_migrated(manager, tmp_path, on_disk):
-    manager().migrate(put(tmp_path, TOKENS))
+    path = put(tmp_path, TOKENS)
+    before = path.read_bytes()
+    manager().migrate(path)
 
+    assert path.read_bytes() == before
     assert on_disk()["watchlist"] == {"solana:Demo1111": TOKENS["tokens"][0]}
 
 

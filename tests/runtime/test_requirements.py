@@ -22,3 +22,11 @@ def test_every_row_of_s3_that_is_no_database_is_there():
     databases = {12, 28, 29, 32, 34, 35, 41, 51}
 
     assert set(range(1, 69)) - rows == databases
+
+
+def test_every_row_names_a_test_a_page_or_other_rows():
+    shown = dict(re.findall(r"^\| (S3\.\d+) \|[^|]*\| ([^|]*) \|$", PAGE, re.M))
+
+    assert len(shown) == 60
+    bare = [row for row, by in shown.items() if not re.search(r"`test_\w+`|\]\(|S3\.\d", by)]
+    assert bare == []

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import statestore
 from statestore import KillSwitch, StateStore, TradingSession
 from statestore.disk import durable
 from statestore.errors import (
@@ -190,6 +191,7 @@ def test_the_sections_say_who_ran_and_with_what(state_store, on_disk):
     }
     assert state["portfolio"] == {"total_value": None, "total_pnl": -3, "open_positions": 0}
     assert state["session"]["mode"] == "LIVE"
+    assert state["session"]["version"] == statestore.__version__
     assert state["session"]["stopped_by"] == "exit"
     assert state["session"]["started_at"] < state["session"]["stopped_at"] <= state.meta.saved_at
 
@@ -206,10 +208,11 @@ def test_a_manual_restore_drops_what_is_in_memory(state_store):
     state_store.save({"positions": {"BTC-USD": BTC}})
 
     with TradingSession(state_store) as session:
-        session.state["positions"].clear()
-        session.restore()
+        for restore in (session.restore, session._restore_trading_state):
+            session.state["positions"].clear()
+            restore()
 
-        assert session.state["positions"] == {"BTC-USD": BTC}
+            assert session.state["positions"] == {"BTC-USD": BTC}
 
 
 def test_other_keys_of_the_bot_survive(state_store, on_disk):
@@ -684,6 +687,19 @@ session.initialize()
 session.state["positions"]["BTC-USD"] = {"quantity": 2}
 raise ZeroDivisionError("unexpected")
 """
+
+
+def test_initialize_restores_and_stop_saves(state_store, on_disk, said):
+    state_store.save({"positions": {"BTC-USD": BTC}})
+
+    session = TradingSession(state_store)
+    session.initialize()
+
+    assert session.state["positions"] == {"BTC-USD": BTC}
+    assert "Found 1 stored positions" in said()
+    session.state["n"] = 1
+    session.stop()
+    assert on_disk()["n"] == 1
 
 
 def test_without_a_with_block_an_unexpected_error_still_saves(state_file, on_disk):

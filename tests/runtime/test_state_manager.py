@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,23 @@ def test_backup_change_restore_gives_the_original(manage, state_store, state_fil
 
     assert code == 0, err
     assert StateStore(state_file).load() == original
+
+
+def test_two_backups_differ_in_what_changed_and_hold_no_secret(manage, state_store, tmp_path):
+    """As somebody keeps them under version control."""
+    state_store.save(STATE)
+    copies = []
+    for quantity in (0.1, 0.2):
+        with state_store.transaction(reason="trade") as state:
+            state["positions"]["BTC-USD"]["quantity"] = quantity
+        folder = tmp_path / str(quantity)
+        ran = manage("backup", "--dir", folder, TRADING_STATE_INFLUXDB_TOKEN="s3cret")
+        copies.append(Path(json.loads(ran[1])["backup"]).read_text())
+
+    before, after = (copy.splitlines() for copy in copies)
+    changed = [b.strip() for a, b in zip(before, after, strict=True) if a != b]
+    assert [line for line in changed if not line.startswith('"_meta"')] == ['"quantity": 0.2,']
+    assert "s3cret" not in copies[1]
 
 
 def test_a_backup_of_another_program_is_not_restored_as_a_state(manage, state_store, tmp_path):
