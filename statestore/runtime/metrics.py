@@ -8,7 +8,7 @@
 What is promised:
 
 * nothing is kept here: each scrape asks `TradingSession.health`, at that moment. It waits for a
-  save that is under way, so that a disk that hangs shows as a scrape that fails;
+  save that is under way (not for one of asyncio), so a disk that hangs is a scrape that fails;
 * what is not known has no sample; it is never 0;
 * a name that `statestore.cli.metrics` writes too means the same there.
 
