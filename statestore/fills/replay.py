@@ -438,9 +438,11 @@ class Average:
     @exact
     def book(self) -> Book:
         book = Book(Method.AVERAGE, increment=self.increment)
-        book._account(
-            self.currency, self._spent + self._bought, self._fees_spent + self._bought_fee
-        )
+        # What was never opened has accounted nothing, not even nothing of a currency.
+        if self.opened_at:
+            book._account(
+                self.currency, self._spent + self._bought, self._fees_spent + self._bought_fee
+            )
         book._quoted = self._quoted
         if self.units:
             cost, fee = self._shares()

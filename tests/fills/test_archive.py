@@ -308,6 +308,18 @@ def test_tied_sells_may_stand_in_any_order(
     assert said(replay_archive(path, Rules())) == said(in_memory(path, Rules()))
 
 
+def test_a_sell_of_what_is_not_held_accounts_no_currency(tmp_path: Path) -> None:
+    """It is dropped, so all that was ever spent are 4 BBB, and the net result is known to be 0."""
+    path = lines(tmp_path, "SELL 1 AAA-USD @ 3", "BUY 2 AAA-BBB @ 2")
+    found = replay_archive(path, Rules())
+    position = found.assets["AAA"].position
+
+    assert found.read_again == ()
+    assert (position.units, position.currency, position.cost) == (2, "BBB", 4)
+    assert (position.realised, position.realised_net, position.uncovered) == (0, 0, 1)
+    assert said(found) == said(in_memory(path, Rules()))
+
+
 def test_pages_and_csv_are_read_whole(tmp_path: Path) -> None:
     page = tmp_path / "pages.jsonl"
     rows = fills("BUY 1 BTC-USD @ 2", "SELL 1 BTC-USD @ 3")
