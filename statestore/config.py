@@ -284,8 +284,8 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
     except OSError as error:
         # Not "no settings": what is in there may be a reserve.
         raise ConfigError(
-            f"cannot read {path}: {error.strerror or error}; make it readable, or name another "
-            "file in STATESTORE_CONFIG"
+            f"cannot read {error.filename or path}: {error.strerror or error}; make it readable, "
+            "or name another file in STATESTORE_CONFIG"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error

@@ -70,6 +70,7 @@ class Question:
         assumed_entry: cost per unit, by the operator, of units from before the window; in the
             currency of the fills where they have one, else in USD.
         strict: a recorded quantity the fills cannot explain makes the answer AMBIGUOUS.
+        prove_entry: older fills are asked for before a recorded entry is carried on.
     """
 
     asset: str
@@ -84,6 +85,7 @@ class Question:
     recorded: Recorded | None = None
     assumed_entry: Decimal | None = None
     strict: bool = False
+    prove_entry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +332,8 @@ def _carried(question: Question, reading: _Reading) -> Finding | None:
     sold_later = any(movement.units < 0 for movement in reading.movements[points[-1].index :])
     by_lots = question.method is not Method.AVERAGE and sold_later
     differ = len({_figures_of(position) for position in positions}) > 1
-    if (differ or by_lots or not inside) and not question.exhausted:
+    doubtful = differ or by_lots or not inside or question.prove_entry
+    if doubtful and not question.exhausted:
         return None  # older fills may say it for certain
     if differ:
         reason = "the recorded entry can be carried on from more than one point of the window"

@@ -24,6 +24,7 @@ from statestore.disk.store import State, StateMeta, StateStore
 from statestore.errors import (
     AuditBroken,
     CredentialsError,
+    IncompleteRead,
     KillSwitchNotEngaged,
     RebuildRefused,
     RevisionConflict,
@@ -82,6 +83,7 @@ class Options:
         adopt: assets to take into the state that only the balances show.
         asked: assets a question is about: in scope, and alone, wherever they are known from.
         assume_entry: cost per unit, by asset, of units no fill explains.
+        prove_entries: a recorded entry is believed only where no older fills can tell.
     """
 
     hours: Decimal = Decimal(48)
@@ -97,6 +99,7 @@ class Options:
     adopt: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()
     assume_entry: Mapping[str, Decimal] = field(default_factory=dict)
+    prove_entries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,7 @@ def apply(
         {
             "revision_before": meta.revision,
             "sha256_before": meta.sha256,
-            "backup": str(backup),
+            "backup": str(backup.absolute()),  # the record is read from other folders
             **({} if plan_sha256 is None else {"plan_sha256": plan_sha256}),
             **_audited(proposal.plan),
         },
@@ -355,6 +358,7 @@ def _read_back(store: StateStore, repaired: Mapping[str, Any], revision: int) ->
 def _audited(plan: Plan) -> dict[str, Any]:
     return {
         "source": plan.evidence.source,
+        "portfolio": plan.evidence.portfolio,
         "window": [format_instant(plan.window.searched_since), format_instant(plan.window.end)],
         "fills": plan.evidence.fills,
         "changes": [
@@ -455,9 +459,21 @@ _IN_DOUBT = frozenset(
 
 def _searched(source: FillSource, options: Options, records: _Records, window: Window) -> _Search:
     reading = read_steadily(source, window)
+    _require_an_account(source, reading, records)
     search = _Search(source, options, records, _scope(reading, records.entries, options), reading)
     search.run()
     return search
+
+
+def _require_an_account(source: FillSource, reading: Reading, records: _Records) -> None:
+    """An exchange that lists no account at all has not said that nothing is held."""
+    balances, recorded = reading.balances, records.entries.keys
+    if balances is not None and balances.complete and not balances.amounts and recorded:
+        raise IncompleteRead(
+            f"{source.name} lists no account at all, while the state records "
+            f"{', '.join(sorted(recorded))}: as if the key were bound to another portfolio; check "
+            "that; nothing was computed"
+        )
 
 
 def _afresh(source: FillSource, search: _Search) -> FillSource | None:
@@ -542,6 +558,7 @@ class _Search:
             recorded=self.records.by_asset.get(asset),
             assumed_entry=options.assume_entry.get(asset),
             strict=options.strict_state,
+            prove_entry=options.prove_entries,
         )
 
     def _balance(self, asset: str) -> Decimal | None:

@@ -126,6 +126,10 @@ class Verification:
         return sum(judged.verdict is verdict for judged in self.positions)
 
 
+# What tells an entry by fills, or by the operator's word; a carried one is the record's own.
+_TELLING = PROVEN - {Status.CARRIED}
+
+
 @dataclass(frozen=True, slots=True)
 class _Look:
     """One proposal, and the instant before any of it was read, by the exchange's clock."""
@@ -157,6 +161,8 @@ def verify(
         StateError, SourceError, UsageError: as in `statestore.repair.rebuild.propose`.
     """
     grace = int(grace_seconds * NANOSECONDS)
+    # A record that is carried on would be compared with itself.
+    options = replace(options, prove_entries=True)
     looks: list[_Look] = []
     ripe = 0
     while True:
@@ -230,7 +236,7 @@ def _judge_asset(look: _Look, asset: str, known: Sequence[Fill], grace: int) -> 
         recorded=units if recorded is None else recorded.units,
         found=change.finding.units,
         recorded_entry=None if recorded is None else recorded.entry_price,
-        found_entry=position.entry_price if change.finding.status in PROVEN else None,
+        found_entry=position.entry_price if change.finding.status in _TELLING else None,
     )
 
 
@@ -284,6 +290,11 @@ def _verdict_of_entry(
     dust = finding.status is Status.DUST
     if recorded is None or recorded.entry_price is None or not finding.units or dust:
         return Verdict.AGREES, finding.reason
+    if finding.status is Status.CARRIED:
+        return (
+            Verdict.UNPROVEN,
+            f"its quantity is right, its entry rests on itself: {finding.reason}",
+        )
     proven = finding.status in PROVEN and position.currency == recorded.currency
     found = position.entry_price if proven else None
     if found is not None and abs(recorded.entry_price - found) <= abs(found) * _PRICE_TOLERANCE:

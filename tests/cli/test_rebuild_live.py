@@ -308,3 +308,48 @@ def test_the_bar_tells_pages_and_rows(capfd: Any, monkeypatch: pytest.MonkeyPatc
 
     assert shown.out == ""
     assert "501 in 3 page(s)" in shown.err
+
+
+def test_an_exchange_that_lists_no_account_has_not_said_that_nothing_is_held(
+    rebuild: Run, fake_exchange: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a key does that is bound to another, empty portfolio."""
+    for name, value in fake_exchange.environment().items():
+        monkeypatch.setenv(name, value)
+    recorded = {"positions": {"BTC-USD": {"quantity": 1, "entry_price": 100}}}
+    ran = rebuild("--dry-run", state=recorded)
+
+    assert ran.code == 5
+    assert "lists no account at all, while the state records BTC" in ran.error
+    assert rebuild("--dry-run", state={"positions": {}}).code == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("HTTPS_PROXY", "nonsense://127.0.0.1")],
+)
+def test_settings_that_let_no_request_leave_are_told_at_once(
+    rebuild: Run,
+    exchange: SimulatedExchange,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("NO_PROXY", "")
+    ran = rebuild("--dry-run", state=STATE)
+
+    assert ran.code == 5
+    assert "check the settings of proxy and certificates" in ran.error
+    assert exchange.requests == []
+
+
+def test_the_audit_line_says_which_portfolio_and_where_the_backup_is(
+    rebuild: Run, exchange: SimulatedExchange, kill_switch: Any, state_file: Path
+) -> None:
+    kill_switch.engage("test", "me")
+    rebuild("--yes", state=STATE)
+    line = json.loads(state_file.with_name("state_audit.jsonl").read_text())
+
+    assert line["portfolio"] == exchange.permissions["portfolio_uuid"]
+    assert Path(line["backup"]).is_absolute()

@@ -473,3 +473,22 @@ def test_a_log_for_machines_is_all_that_is_on_stderr(
     assert lines
     assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
     assert "WARNING" in {line["level"] for line in lines}, "the retry is one"
+
+
+def test_an_entry_that_only_the_record_tells_is_no_agreement(
+    verify: Run, fake_exchange: SimulatedExchange, state_store: StateStore
+) -> None:
+    """ETH was bought at 100, before the window; SOL before there was any history."""
+    bought = format_instant(now() - 100 * HOUR)
+    fake_exchange.add_fill(f"BUY 1 ETH-USD @ 100 at {bought}")
+    for asset in ("ETH", "SOL"):
+        fake_exchange.set_balance(asset, "1")
+        fake_exchange.set_product(f"{asset}-USD", price="100")
+    wrong = {"quantity": 1, "entry_price": 777}
+    state_store.save({"positions": {"ETH-USD": wrong, "SOL-USD": wrong}})
+    ran = verify("--hours", "48", "--max-hours", "200")
+
+    assert ran.code == 3
+    assert verdicts(ran.json) == {"ETH": "differs", "SOL": "unproven"}
+    sol = next(p for p in ran.json["positions"] if p["asset"] == "SOL")
+    assert sol["about"] == "entry_price"

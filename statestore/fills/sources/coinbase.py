@@ -322,6 +322,9 @@ def _instant_of(answer: Mapping[str, object]) -> int:
 # One request ----------------------------------------------------------------------------------
 
 
+_NEVER_SENT = -1
+
+
 class _Refused(Exception):
     """One request without an answer to work with.
 
@@ -329,7 +332,8 @@ class _Refused(Exception):
     than a line.
 
     Attributes:
-        status: of HTTP; 0 where no answer came.
+        status: of HTTP; 0 where no answer came, `_NEVER_SENT` where no request can leave as
+            proxy and certificates are set.
         retry_after: seconds the exchange asks to wait.
         wait: seconds to wait before the same request may go again.
     """
@@ -416,8 +420,12 @@ def read_only_client(
                     headers=headers,
                     timeout=self.timeout,
                 )
-            except requests.RequestException as error:
-                raise _Refused(_unreachable(error)) from error
+            except OSError as error:  # those of requests, and a bundle of certificates not there
+                misled = not isinstance(error, requests.RequestException) or isinstance(
+                    error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)
+                )
+                status = _NEVER_SENT if misled else 0
+                raise _Refused(_unreachable(error), status) from error
             return _answer(response)
 
     try:
@@ -640,6 +648,8 @@ def _explained(refused: _Refused, host: str, path: str, tries: int, clock: str) 
         return _NotFound(what)
     if 300 <= refused.status < 400:
         return ExchangeError(f"{what}: a redirect, which is never followed; check the base URL")
+    if refused.status == _NEVER_SENT:
+        return ExchangeError(f"{what}; check the settings of proxy and certificates")
     if not refused.passing:
         return ExchangeError(what)
     return ExchangeError(
