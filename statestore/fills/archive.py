@@ -38,6 +38,7 @@ from statestore.fills.normalise import (
     normalise,
     plain_rows,
     trade_number,
+    widened,
 )
 from statestore.fills.replay import (
     Average,
@@ -138,8 +139,8 @@ class Rules:
         )
 
 
-# A row, its price, its size, its commission.
-_Columns = tuple[PlainRow, Decimal, Decimal, Decimal]
+# A row, its time, its price, its size, its commission.
+_Columns = tuple[PlainRow, str, Decimal, Decimal, Decimal]
 
 
 class NotLines(Exception):
@@ -312,7 +313,7 @@ def _nothing(*_: object) -> bool:
 def _place(row: PlainRow | Fill) -> tuple[str, int]:
     """What orders rows of one time: posting, then the trade id."""
     if isinstance(row, PlainRow):
-        return row.sequence_timestamp, trade_number(row.trade_id or "")
+        return widened(row.sequence_timestamp), trade_number(row.trade_id or "")
     return _wide(row.time if row.sequence is None else row.sequence), trade_number(row.trade_id)
 
 
@@ -378,16 +379,15 @@ class _Fold:
     def _plain(self, read: PlainRows) -> None:
         self.hashes.extend(map(hash, read.ids))
         columns: Iterable[_Columns]
-        columns = zip(read.rows, read.prices, read.sizes, read.commissions, strict=True)
+        columns = zip(read.rows, read.times, read.prices, read.sizes, read.commissions, strict=True)
         if self._since or self._until:
             columns = self._within(read, columns)
         route = self._routes.get
-        for row, price, size, fee in columns:
-            account = route(row.product_id) or self._route(row)
+        for row, time, price, size, fee in columns:
+            account = route(row.product_id) or self._route(row, time)
             if account is None:
                 self._odd(read, row)
                 continue
-            time = row.trade_time
             quoted = row.size_in_quote
             if quoted:
                 units, notional = size / price, size
@@ -409,12 +409,12 @@ class _Fold:
 
     def _within(self, read: PlainRows, columns: Iterable[_Columns]) -> Iterator[_Columns]:
         for one in columns:
-            if self._since <= one[0].trade_time < self._until:
+            if self._since <= one[1] < self._until:
                 yield one
             elif not _legs(one[0].product_id):
                 self._odd(read, one[0])  # what is skipped and rejected is so of the whole file
 
-    def _route(self, row: PlainRow) -> _Account | None:
+    def _route(self, row: PlainRow, time: str) -> _Account | None:
         """The account that takes rows of this product as they are; None: there is none."""
         legs = _legs(row.product_id)
         if len(legs) != 2 or self.rules.method is not Method.AVERAGE:
@@ -427,7 +427,7 @@ class _Fold:
             return None
         if account.average is None:
             self._begin(base, account, Average(settled_in(quote), quote, self.rules.increment))
-            account.first = row.trade_time
+            account.first = time
         if account.average is None or account.average.charged != quote:
             return None
         account.filled = True

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from io import BytesIO
+from operator import itemgetter
 from statistics import median
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -57,6 +58,10 @@ def encode_json(value: object) -> bytes:
     return _encoder.encode(value)
 
 
+# No longer than what `parse_amount` takes in plain digits.
+_Amount = Annotated[str, msgspec.Meta(max_length=40)]
+
+
 class PlainRow(msgspec.Struct, gc=False):
     """A row of List Fills that leaves nothing open, as nearly all do; see `plain_rows`.
 
@@ -64,12 +69,12 @@ class PlainRow(msgspec.Struct, gc=False):
     is for fills of other exchanges.
     """
 
-    entry_id: str
+    entry_id: Annotated[str, msgspec.Meta(min_length=1)]
     product_id: str
     side: Literal["BUY", "SELL"]
-    price: str
-    size: str
-    commission: str
+    price: _Amount
+    size: _Amount
+    commission: _Amount
     trade_time: str
     sequence_timestamp: str
     trade_id: str | None = None
@@ -88,9 +93,10 @@ class PlainRow(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class PlainRows:
-    """Rows of `plain_rows`, and their amounts column by column. Times have nine fraction digits."""
+    """Rows of `plain_rows`, and of each column what it means; times have nine fraction digits."""
 
     rows: list[PlainRow]
+    times: list[str]
     ids: list[str]
     prices: list[Decimal]
     sizes: list[Decimal]
@@ -99,7 +105,6 @@ class PlainRows:
 
 _decode_plain_rows = msgspec.json.Decoder(PlainRow).decode_lines
 _DIGITS = b"0123456789"
-_LONGEST_AMOUNT = 40  # so that it is within what `parse_amount` takes
 _ZEROS = bytes.maketrans(_DIGITS, b"0000000000")
 _SHAPE = "0000-00-00T00:00:00.000000000Z"
 _WIDTHS = {len("0000-00-00T00:00:00Z"): ".000000000Z", 24: "000000Z", 27: "000Z"}
@@ -114,29 +119,30 @@ def plain_rows(lines: bytes) -> PlainRows | None:
     """
     if not lines.isascii() or b"\\" in lines or b"\r" in lines:
         return None  # other scripts' digits, escapes, other ends of lines
+    if not lines.endswith(b"\n"):
+        lines += b"\n"
     try:
         rows = _decode_plain_rows(lines)
     except (msgspec.DecodeError, RecursionError):
         return None
-    if len(rows) != len(BytesIO(lines).readlines()):
-        return None  # blank lines, or one that holds more than one row
+    if not _one_a_line(lines, len(rows)):
+        return None
     prices = [row.price for row in rows]
     sizes = [row.size for row in rows]
     commissions = [row.commission for row in rows]
     amounts = prices + sizes
-    if max(map(len, amounts + commissions)) > _LONGEST_AMOUNT:
-        return None
     if "".join(amounts).encode().translate(None, b".0123456789"):
         return None
     if "".join(commissions).encode().translate(None, b"-.0123456789"):
         return None
-    ids = [row.entry_id for row in rows]
-    if not _in_utc(rows) or not all(ids):
+    times = _wide([row.trade_time for row in rows])
+    if not (_in_utc(times) and _in_utc(_wide([row.sequence_timestamp for row in rows]))):
         return None
     try:
         read = PlainRows(
             rows,
-            ids,
+            times,
+            [row.entry_id for row in rows],
             list(map(Decimal, prices)),
             list(map(Decimal, sizes)),
             list(map(Decimal, commissions)),
@@ -162,20 +168,29 @@ def names_of(line: bytes) -> tuple[tuple[str, ...], str]:
     return names, named.product_id if isinstance(named.product_id, str) else ""
 
 
-def _in_utc(rows: list[PlainRow]) -> bool:
-    """Whether all times are RFC 3339 in UTC. They are made as wide as each other, and so compare
-    as texts."""
-    texts = [row.trade_time for row in rows]
-    texts += [row.sequence_timestamp for row in rows]
-    joined = "".join(texts)
-    if len(joined) != len(texts) * len(_SHAPE):
-        for row in rows:
-            row.trade_time = _widened(row.trade_time)
-            row.sequence_timestamp = _widened(row.sequence_timestamp)
-        texts = [row.trade_time for row in rows]
-        texts += [row.sequence_timestamp for row in rows]
-        joined = "".join(texts)
-    data = joined.encode()
+_first, _last_but_one = itemgetter(0), itemgetter(-2)
+
+
+def _one_a_line(lines: bytes, rows: int) -> bool:
+    """Whether each line is one of the rows. A line that ends in } before one that begins with { is
+    where a row ends, since nothing but a comma could stand there within one."""
+    each = BytesIO(lines).readlines()
+    return (
+        len(each) == rows
+        and set(map(_first, each)) == {ord("{")}
+        and set(map(_last_but_one, each)) == {ord("}")}
+    )
+
+
+def _wide(texts: list[str]) -> list[str]:
+    if len("".join(texts)) == len(texts) * len(_SHAPE):
+        return texts
+    return [text if len(text) == len(_SHAPE) else widened(text) for text in texts]
+
+
+def _in_utc(texts: list[str]) -> bool:
+    """Whether all of them are RFC 3339 in UTC, and as wide as can be."""
+    data = "".join(texts).encode()
     if data.translate(_ZEROS) != _SHAPE.encode() * len(texts):
         return False
     tens_of_minutes, tens_of_seconds = data[14 :: len(_SHAPE)], data[17 :: len(_SHAPE)]
@@ -187,7 +202,8 @@ def _in_utc(rows: list[PlainRow]) -> bool:
     return hours <= _known_hours or _learn(hours)
 
 
-def _widened(text: str) -> str:
+def widened(text: str) -> str:
+    """Return a time in UTC with nine fraction digits if it has 0, 3 or 6; others as they are."""
     zeros = _WIDTHS.get(len(text))
     return text[:-1] + zeros if zeros is not None and text.endswith("Z") else text
 

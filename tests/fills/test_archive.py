@@ -341,11 +341,22 @@ def test_a_page_among_fills_is_no_fill(tmp_path: Path) -> None:
         lambda data: data[:-20],
         lambda data: data.replace(b"\n", b"", 1),
         lambda data: data.replace(b"}\n", b"}\nnot json\n", 1),
+        lambda data: data.replace(b"\n", b"", 1) + b"\n",
         lambda data: data.replace(b", ", b",\n", 1),
+        lambda data: data.replace(b"\n", b"", 1).replace(b", ", b",\n", 1),
         lambda data: data[:40] + b"\xff" + data[41:],
         lambda _: b"",
     ],
-    ids=["torn", "two on a line", "a foreign line", "one on two lines", "no text", "empty"],
+    ids=[
+        "torn",
+        "two on a line",
+        "a foreign line",
+        "two on a line and none on one",
+        "one on two lines",
+        "two on a line and one on two",
+        "no text",
+        "empty",
+    ],
 )
 def test_a_damaged_archive_is_refused_as_in_memory(tmp_path: Path, damage: Any) -> None:
     path = lines(tmp_path, *["BUY 1 BTC-USD @ 2"] * 5)
