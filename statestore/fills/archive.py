@@ -70,7 +70,12 @@ _BLOCK = 1 << 16
 _SURE_AFTER = 128
 
 # Identities that are compared at once; each takes 60 bytes while they are.
-_MOST_AT_ONCE = 2_000_000
+_MOST_AT_ONCE = 600_000
+
+# Parts they are split into until they are no more than that, and how often at most: by a byte of
+# theirs each time, of which the first is left to the processes.
+_PARTS = 4
+_MOST_SPLITS = 6
 
 # How long one process is listened to before the next one is.
 _PATIENCE_SECONDS = 0.01
@@ -713,25 +718,22 @@ def _next_line(file: BinaryIO, start: int) -> int:
     return start - 1 + len(file.readline())
 
 
-def _twice(hashes: array[int]) -> set[int]:
+def _twice(hashes: array[int], byte: int = 1) -> set[int]:
     """Those that are in it more than once. A part at a time, so that the parts fit into memory."""
-    parts = 1 + len(hashes) // _MOST_AT_ONCE
-    found: set[int] = set()
-    for part in _split(hashes, parts):
-        if len(set(part)) < len(part):
-            found |= {one for one, times in Counter(part).items() if times > 1}
-    return found
+    if len(hashes) > _MOST_AT_ONCE and byte <= _MOST_SPLITS:
+        found = (_twice(part, byte + 1) for part in _split(hashes, _PARTS, byte))
+        return set().union(*found)
+    if len(set(hashes)) == len(hashes):
+        return set()
+    return {one for one, times in Counter(hashes).items() if times > 1}
 
 
-def _split(hashes: array[int], parts: int) -> Iterator[array[int]]:
-    """The hashes in parts, equal ones in one part."""
-    if parts == 1:
-        yield hashes
-        return
-    lowest = hashes.tobytes()[:: hashes.itemsize]
+def _split(hashes: array[int], parts: int, byte: int = 0) -> Iterator[array[int]]:
+    """The hashes in parts by one of their bytes, so that equal ones are in one part."""
+    column = memoryview(hashes).cast("B")[byte :: hashes.itemsize].tobytes()
     for part in range(parts):
         of_part = bytes(value % parts == part for value in range(256))
-        yield array("q", compress(hashes, lowest.translate(of_part)))
+        yield array("q", compress(hashes, column.translate(of_part)))
 
 
 # Several processes

@@ -320,6 +320,16 @@ def test_a_sell_of_what_is_not_held_accounts_no_currency(tmp_path: Path) -> None
     assert said(found) == said(in_memory(path, Rules()))
 
 
+@pytest.mark.parametrize("twice", [set(), {7}, {-1, 40, 2**62}], ids=["none", "one", "three"])
+def test_identities_that_come_twice_are_found_part_by_part(
+    monkeypatch: pytest.MonkeyPatch, twice: set[int]
+) -> None:
+    monkeypatch.setattr(archive, "_MOST_AT_ONCE", 3)
+    once = [number * 0x9E37_79B9_7F4A_7C15 % 2**63 for number in range(1, 1000)]
+
+    assert archive._twice(archive.array("q", [*twice, *once, *twice])) == twice
+
+
 def test_pages_and_csv_are_read_whole(tmp_path: Path) -> None:
     page = tmp_path / "pages.jsonl"
     rows = fills("BUY 1 BTC-USD @ 2", "SELL 1 BTC-USD @ 3")
