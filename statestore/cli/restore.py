@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,13 @@ from statestore.config import load_settings, places
 from statestore.disk.codec import META, Document
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateStore
-from statestore.errors import StateCorrupt, StateInvalid
+from statestore.errors import (
+    StateChecksumMismatch,
+    StateCorrupt,
+    StateInvalid,
+    StateMissing,
+    UsageError,
+)
 
 # Top-level keys by which backups and exports of other programs are known.
 _FOREIGN = ("backup_timestamp", "exported_at")
@@ -32,6 +39,7 @@ _FOREIGN = ("backup_timestamp", "exported_at")
 @click.command("restore", epilog=EPILOG)
 @state_option
 @click.option("--file", "file", type=FILE, help="What to restore.  [default: the state's .bak]")
+@click.option("--empty", is_flag=True, help="An empty state, where nothing reads any more.")
 @dry_run_option
 @kill_switch_option
 @backup_dir_option
@@ -40,6 +48,7 @@ _FOREIGN = ("backup_timestamp", "exported_at")
 def command(
     state: Path | None,
     file: Path | None,
+    empty: bool,
     dry_run: bool,
     kill_switch: Path | None,
     backup_dir: Path | None,
@@ -52,11 +61,39 @@ def command(
     .bak; if it is not good it is moved aside. Nothing is deleted. "statestore history" lists what
     there is to restore; --dry-run shows what would change and writes nothing. A file without _meta
     is restored if it looks like a state: with positions, or mostly the sections of the present one.
+
+    --empty begins again where neither the state nor a copy reads; what fills explain comes
+    back by a rebuild.
     """
+    if empty:
+        if file is not None:
+            raise UsageError("--empty and --file are two different states; name one")
+        with tempfile.TemporaryDirectory() as folder:
+            nothing = Path(folder, "an empty state")
+            nothing.write_text('{"positions": {}}')
+            _restore(state, nothing, dry_run, kill_switch, backup_dir, allow_live, yes, "empty")
+        return
+    _restore(state, file, dry_run, kill_switch, backup_dir, allow_live, yes)
+
+
+def _restore(
+    state: Path | None,
+    file: Path | None,
+    dry_run: bool,
+    kill_switch: Path | None,
+    backup_dir: Path | None,
+    allow_live: bool,
+    yes: bool,
+    named: str | None = None,
+) -> None:
+    """Restore a file; ``named`` is what to call one that the operator has never seen."""
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
     origin = file or store.backup_path
+    if named is not None:
+        _require_unreadable(store)
+    called = named or str(origin)
     wanted = read_document(origin)
     if wanted.why:
         raise StateCorrupt(origin, f"{origin} {wanted.why}; restore from another backup")
@@ -65,9 +102,9 @@ def command(
     if wanted.meta is None and not ours:
         _refuse_foreign(origin, wanted, before, store.path)
     report = differences(before, wanted)
-    show_differences(report, f"{store.path}{' (not good)' if why else ''}", str(origin))
+    show_differences(report, f"{store.path}{' (not good)' if why else ''}", called)
     if dry_run:
-        preview("restore", store, report, {"from": str(origin), "present_is_not_good": why or None})
+        preview("restore", store, report, {"from": called, "present_is_not_good": why or None})
         return
     replace_state(
         "restore",
@@ -76,9 +113,23 @@ def command(
         lambda check: store.restore(origin, before_commit=check),
         keep=retention(settings),
         allow_live=allow_live,
-        ask="" if yes else f"Replace {store.path} by {origin}?",
-        facts={"from": str(origin)},
-        told={"from": str(origin)},
+        ask="" if yes else f"Replace {store.path} by {called}?",
+        facts={"from": called},
+        told={"from": called},
+    )
+
+
+def _require_unreadable(store: StateStore) -> None:
+    """Raise `UsageError` where something reads: an empty state would be the loss of it."""
+    try:
+        found = store.load(missing_ok=False)
+    except StateChecksumMismatch:
+        raise
+    except (StateCorrupt, StateMissing):
+        return
+    where = found.meta.recovered_from or store.path
+    raise UsageError(
+        f"{where} reads, so nothing has to begin again; rebuild_positions repairs its positions"
     )
 
 

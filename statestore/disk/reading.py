@@ -193,7 +193,7 @@ class Reader:
         return StateMissing(
             self.path,
             f"there is no {self.path}, no {self.backup_path.name} and no backup in "
-            f"{self.backups.directory}; check the path",
+            f"{self.backups.directory}; check the path, or begin with `statestore restore --empty`",
         )
 
     def corrupt(self, refused: Mapping[Path, str]) -> StateCorrupt:
@@ -201,7 +201,8 @@ class Reader:
         return StateCorrupt(
             self.path,
             f"no state can be read: {found}. Nothing was changed. Put a good copy back with "
-            "`statestore restore --file FILE`; `statestore history` lists what is at hand",
+            "`statestore restore --file FILE` (`statestore history` lists what is at hand), or "
+            "begin again with `statestore restore --empty` and a rebuild",
         )
 
     def _look(self, on_mismatch: OnMismatch) -> Found:
