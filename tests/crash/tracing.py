@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Report = Callable[[str], None]
 Work = Callable[[Report], None]
 
 _PR_SET_PTRACER = 0x59616D61
+_READY = "ready"
 _PATIENCE_SECONDS = 60  # work that waits for ever ends by SIGALRM
 _LINE = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+|\?)(?: (\w+))?")
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
@@ -112,6 +114,7 @@ def trace(work: Work, *inject: str) -> Trace:
         output = Path(folder, "calls")
         options = [option for fault in inject for option in ("-e", f"inject={fault}")]
         try:
+            _wait_until_it_waits(child, heard)
             with subprocess.Popen(
                 ["strace", "-p", str(child), "-xx", "-s", "1000000000", "-o", str(output)]
                 + ["-e", "trace=%file,%desc", "-e", "signal=none", *options],
@@ -137,6 +140,19 @@ def trace(work: Work, *inject: str) -> Trace:
             os.close(heard)
 
 
+def _wait_until_it_waits(child: int, heard: int) -> None:
+    """What strace sees has to begin with the work: calls made before it would count as well."""
+    said = os.read(heard, len(_READY) + 1).decode()
+    while said == f"{_READY}\n":
+        state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "S":
+            return
+        if state in "ZX":
+            break
+        time.sleep(0.001)
+    raise RuntimeError("the process that was to be traced did not start")
+
+
 def _run_in_child(work: Work, start: int, told: int) -> None:
     code = 1
     try:
@@ -146,6 +162,7 @@ def _run_in_child(work: Work, start: int, told: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_PATIENCE_SECONDS)
+        _say(told, _READY)
         os.read(start, 1)
         try:
             work(lambda line: _say(told, line))
