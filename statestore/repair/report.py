@@ -233,9 +233,9 @@ def _done(plan: Plan) -> str:
         (plan.count(Action.REMOVE), "removed"),
     ]
     parts = [f"{count} {word}" for count, word in counts if count]
-    noun = "position" if len(plan.writes) == 1 else "positions"
     first, *others = parts or ["none changed"]
     number, _, word = first.partition(" ")
+    noun = "position" if number == "1" else "positions"
     return _listed([f"{number} {noun} {word}", *others])
 
 
