@@ -152,6 +152,13 @@ class Places:
     audit_file: Path
     ledger: Path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return what no output may replace; the ledger, a cache, is not among them."""
+        ends = (".bak", ".lock", ".lease")
+        beside = (self.state.with_name(self.state.name + end) for end in ends)
+        return (self.state, *beside, self.kill_switch, self.audit_file)
+
 
 def places(
     settings: Settings,

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
-from statestore.cli.metrics import recording, refuse_target
+from statestore.cli.metrics import recording
 from statestore.cli.options import (
     Seconds,
     backup_dir_option,
     kill_switch_option,
     metrics_option,
+    refuse_target,
     state_option,
 )
 from statestore.cli.output import note, print_json
@@ -51,7 +52,7 @@ def command(
     With --max-age, exit 3 when the state is good but old: the bot hangs, is dead, or cannot save.
     """
     where = places(load_settings(), state=state, kill_switch=kill_switch, backup_dir=backup_dir)
-    refuse_target(metrics_textfile, where)
+    refuse_target("--metrics-textfile", metrics_textfile, (*where.files, where.ledger))
     store = StateStore(where.state, backup_dir=where.backup_dir)
     with recording(metrics_textfile, "check", store.path) as figures:
         figures.kill_switch(KillSwitch(where.kill_switch))

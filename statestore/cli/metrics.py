@@ -31,7 +31,6 @@ from statestore.cli.exits import INTERRUPTED, code_for
 from statestore.errors import StateStoreError, UsageError
 
 if TYPE_CHECKING:
-    from statestore.config import Places
     from statestore.disk.checking import CheckReport
     from statestore.disk.killswitch import KillSwitch
     from statestore.repair.verify import Verification
@@ -138,19 +137,6 @@ def recording(path: Path | None, command: str, state: Path) -> Iterator[Figures]
                 if code == 0:
                     raise UsageError(message) from error
                 click.echo(f"Warning: {message}", err=True)
-
-
-def refuse_target(target: Path | None, where: Places, *read: Path | None) -> None:
-    """Raise `UsageError` where the figures would replace a file that matters.
-
-    Args:
-        read: files the command reads.
-    """
-    beside = [where.state.with_name(where.state.name + end) for end in (".bak", ".lock", ".lease")]
-    precious = [where.state, where.kill_switch, where.audit_file, *beside, *read]
-    known = {os.path.realpath(path) for path in precious if path is not None}
-    if target is not None and os.path.realpath(target) in known:
-        raise UsageError(f"--metrics-textfile {target} would overwrite it; name another file")
 
 
 def _code_of(error: BaseException) -> int:

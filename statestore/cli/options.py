@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from statestore.amounts import parse_amount
+from statestore.errors import UsageError
 from statestore.times import parse_instant
 
 # Whether a file can be read is said by whoever reads it, with that error's own exit code.
@@ -79,6 +81,13 @@ class AssetAmount(click.ParamType[tuple[str, Decimal]]):
         if number < 0:
             self.fail(f"{value!r} is negative", param, ctx)
         return asset.upper(), number
+
+
+def refuse_target(option: str, target: Path | None, precious: Iterable[Path | None]) -> None:
+    """Raise `UsageError` where a file that is asked for by name would replace one that matters."""
+    known = {os.path.realpath(path) for path in precious if path is not None}
+    if target is not None and os.path.realpath(target) in known:
+        raise UsageError(f"{option} {target} would overwrite it; name another file")
 
 
 def once(pairs: Sequence[tuple[str, Decimal]], option: str) -> dict[str, Decimal]:

@@ -15,6 +15,7 @@ from statestore.cli.options import (
     allow_live_option,
     backup_dir_option,
     kill_switch_option,
+    refuse_target,
     state_option,
 )
 from statestore.cli.reporting import check_report, report_option, reported
@@ -271,17 +272,9 @@ def _keep(flags: dict[str, Any], proposal: Proposal) -> None:
 
 
 def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
-    """A file that is asked for by name must not replace one that matters."""
-    state = where.state
-    precious = [state, where.kill_switch, where.audit_file, flags["fills"], flags["balances"]]
-    precious += [flags["plan_path"], flags["key_file"], where.ledger]
-    precious += [state.with_name(state.name + suffix) for suffix in (".bak", ".lock", ".lease")]
-    known = {path.resolve() for path in precious if path is not None}
+    """A file that is asked for by name must not replace one that matters, nor another of them."""
+    read = [flags[option] for option in ("fills", "balances", "plan_path", "key_file")]
+    precious = [*where.files, where.ledger, *read]
     for option in ("save_fills", "audit_out", "out", "report"):
-        target = flags[option]
-        if target is None:
-            continue
-        if target.resolve() in known:
-            name = option.replace("_", "-")
-            raise UsageError(f"--{name} {target} would overwrite it; name another file")
-        known.add(target.resolve())
+        refuse_target(f"--{option.replace('_', '-')}", flags[option], precious)
+        precious.append(flags[option])

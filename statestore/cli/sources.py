@@ -228,9 +228,8 @@ def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None)
 def _ledger(flags: Flags, settings: Settings) -> Path:
     """Return the ledger's place. One that is damaged is moved aside: it must be nothing else."""
     where = places(settings, state=flags.get("state"), kill_switch=flags.get("kill_switch"))
-    others = (where.state, where.kill_switch, where.audit_file, flags["key_file"])
-    known = {path.resolve() for path in (*others, settings.key_file) if path is not None}
-    known.add(where.state.with_name(where.state.name + ".bak").resolve())
+    others = (*where.files, flags["key_file"], settings.key_file)
+    known = {path.resolve() for path in others if path is not None}
     if where.ledger.resolve() in known:
         raise ConfigError(f"the ledger's place, {where.ledger}, is that of another file; name one")
     return where.ledger

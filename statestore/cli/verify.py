@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from statestore.cli.exits import EPILOG, UNPROVEN
-from statestore.cli.metrics import recording, refuse_target
+from statestore.cli.metrics import recording
 from statestore.cli.options import (
     Seconds,
     backup_dir_option,
     kill_switch_option,
     log_format_option,
     metrics_option,
+    refuse_target,
     state_option,
 )
 from statestore.cli.sources import (
@@ -83,7 +84,9 @@ def command(**flags: Any) -> int:
         backup_dir=flags["backup_dir"],
     )
     options = rebuild_options(flags, settings)
-    refuse_target(flags["metrics_textfile"], where, flags["fills"], flags["balances"])
+    read = (flags["fills"], flags["balances"])
+    precious = (*where.files, where.ledger, *read)
+    refuse_target("--metrics-textfile", flags["metrics_textfile"], precious)
     from statestore.disk.killswitch import KillSwitch
     from statestore.disk.store import StateStore
     from statestore.repair.verify import Verdict, verify
