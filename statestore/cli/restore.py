@@ -65,35 +65,15 @@ def command(
     --empty begins again where neither the state nor a copy reads; what fills explain comes
     back by a rebuild.
     """
-    if empty:
-        if file is not None:
-            raise UsageError("--empty and --file are two different states; name one")
-        with tempfile.TemporaryDirectory() as folder:
-            nothing = Path(folder, "an empty state")
-            nothing.write_text('{"positions": {}}')
-            _restore(state, nothing, dry_run, kill_switch, backup_dir, allow_live, yes, "empty")
-        return
-    _restore(state, file, dry_run, kill_switch, backup_dir, allow_live, yes)
-
-
-def _restore(
-    state: Path | None,
-    file: Path | None,
-    dry_run: bool,
-    kill_switch: Path | None,
-    backup_dir: Path | None,
-    allow_live: bool,
-    yes: bool,
-    named: str | None = None,
-) -> None:
-    """Restore a file; ``named`` is what to call one that the operator has never seen."""
+    if empty and file is not None:
+        raise UsageError("--empty and --file are two different states; name one")
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    origin = file or store.backup_path
-    if named is not None:
+    if empty:
         _require_unreadable(store)
-    called = named or str(origin)
+    origin = _empty_state() if empty else file or store.backup_path
+    called = "empty" if empty else str(origin)
     wanted = read_document(origin)
     if wanted.why:
         raise StateCorrupt(origin, f"{origin} {wanted.why}; restore from another backup")
@@ -117,6 +97,14 @@ def _restore(
         facts={"from": called},
         told={"from": called},
     )
+
+
+def _empty_state() -> Path:
+    """Return a file that holds an empty state, there until the command ends."""
+    folder = click.get_current_context().with_resource(tempfile.TemporaryDirectory())
+    path = Path(folder, "an empty state")
+    path.write_text('{"positions": {}}')
+    return path
 
 
 def _require_unreadable(store: StateStore) -> None:
