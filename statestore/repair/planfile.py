@@ -15,8 +15,8 @@ Balances count for the assets the plan answers for, fills for the whole window, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from statestore.repair.trail import records_of
 from statestore.times import format_instant, now, parse_instant
 
 SCHEMA = "statestore.plan/1"
+
+# Where a row stood is told by how it was read, not by what was filled.
+_FACTS = [field.name for field in fields(Fill) if field.name != "origin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,7 @@ def _changed_fills(
     planned_at: int,
 ) -> str:
     counts = f"{new['count'] if new else 0} fill(s) of {asset}, were {old['count'] if old else 0}"
-    later = [fill for fill in _of(asset, fills) if fill.time >= planned_at]
+    later = [f for f in fills if f.time >= planned_at and asset in (f.base, f.quote)]
     if later:
         newest = later[-1]
         counts += (
@@ -277,26 +280,25 @@ def _inputs(proposal: Proposal) -> dict[str, Any]:
     reading = proposal.reading
     scope = [change.asset for change in proposal.plan.changes]
     balances = reading.balances
-    filled = {asset for fill in reading.fills for asset in (fill.base, fill.quote)}
+    by_asset: dict[str, list[Fill]] = {}
+    for fill in reading.fills:
+        for asset in {fill.base, fill.quote} - CASH:
+            by_asset.setdefault(asset, []).append(fill)
     return {
         "balances": {
             asset: None if balances is None else text(balances.of(asset)) for asset in scope
         },
-        "fills": {asset: _digest(_of(asset, reading.fills)) for asset in sorted(filled - CASH)},
+        "fills": {asset: _digest(by_asset[asset]) for asset in sorted(by_asset)},
         "rejected": len(reading.read.rejected),
     }
-
-
-def _of(asset: str, fills: Iterable[Fill]) -> list[Fill]:
-    return [fill for fill in fills if asset in (fill.base, fill.quote)]
 
 
 def _digest(fills: Sequence[Fill]) -> dict[str, Any]:
     """How many fills, and the SHA-256 of what they say, oldest first, a line each."""
     total = hashlib.sha256()
     for fill in fills:
-        facts = asdict(replace(fill, origin=""))
-        total.update(f"{' '.join(map(str, facts.values()))}\n".encode())
+        facts = (str(getattr(fill, name)) for name in _FACTS)
+        total.update(f"{' '.join(facts)}\n".encode())
     return {"count": len(fills), "sha256": total.hexdigest()}
 
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import accumulate
 from typing import Any
 
 from statestore.amounts import exact, text
 from statestore.fills.coverage import Finding
 from statestore.fills.replay import Movement, Position, replay_each, unknown_lot
 from statestore.model import Method, Status
-from statestore.repair.plan import Change, Plan
+from statestore.repair.plan import Change, Plan, running
 from statestore.times import format_instant
 
 
@@ -50,7 +49,7 @@ def steps_of(finding: Finding, method: Method) -> list[Step]:
     movements, begins = finding.movements, finding.begins
     increment = finding.increment
     before = unknown_lot(finding.opening) if finding.opening > increment else None
-    totals = list(accumulate((m.units for m in movements), initial=finding.opening))
+    totals = [finding.opening, *running(finding)]
     quoted = sum(movement.fill.quoted for movement in movements)
     # Units left without a fill before what is open now: of that time, only the quantity is known.
     below = min(totals[: begins + 1]) < -increment * max(1, quoted)
@@ -67,14 +66,14 @@ def steps_of(finding: Finding, method: Method) -> list[Step]:
     for index, (movement, all_of_it) in enumerate(
         zip(movements, [*whole[:begins], *now], strict=True)
     ):
-        running = totals[index + 1]
+        held = totals[index + 1]
         counts = index >= begins
-        position = _told(finding, all_of_it, running) if counts or not below else None
+        position = _told(finding, all_of_it, held) if counts or not below else None
         source = whole[index] if begins and across else position
         steps.append(
             Step(
                 movement,
-                running,
+                held,
                 None if position is None else position.cost,
                 None if position is None else position.currency,
                 None if position is None else position.entry_price,
