@@ -22,7 +22,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from statestore.fills.sources.coinbase import CoinbaseSource, Credentials
+from statestore.fills.sources.coinbase import CoinbaseSource
+from statestore.fills.sources.credentials import Credentials
 from statestore.simulated import SimulatedExchange, fill
 from statestore.times import NANOSECONDS, format_instant, parse_instant
 

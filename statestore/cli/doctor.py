@@ -421,7 +421,8 @@ def _clock(patient: Patient) -> Lines:
 
 
 def _key(patient: Patient) -> Lines:
-    from statestore.fills.sources.coinbase import CoinbaseSource, read_credentials
+    from statestore.fills.sources.coinbase import CoinbaseSource
+    from statestore.fills.sources.credentials import read_credentials
 
     settings, file = patient.settings, patient.key_file
     if file is None and not (settings.api_key or settings.api_secret):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from statestore.fills.sources.coinbase import CoinbaseSource, Credentials
+from statestore.fills.sources.coinbase import CoinbaseSource
+from statestore.fills.sources.credentials import Credentials
 from statestore.fills.sources.pace import Pace
 from statestore.simulated import SimulatedExchange
 from tests.waits import pass_at_once

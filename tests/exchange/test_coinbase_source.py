@@ -21,11 +21,10 @@ from statestore.errors import CredentialsError, ExchangeError, IncompleteRead, U
 from statestore.fills.sources import coinbase
 from statestore.fills.sources.coinbase import (
     CoinbaseSource,
-    Credentials,
     ReadOnlyViolation,
-    read_credentials,
     read_only_client,
 )
+from statestore.fills.sources.credentials import Credentials, read_credentials
 from statestore.model import KeyPermissions, Product
 from statestore.simulated import Fault, fill
 from statestore.times import NANOSECONDS, now, parse_instant

@@ -44,8 +44,7 @@ from statestore.fills.normalise import balances_of, decode_json
 from statestore.fills.sources import ReadOnlyViolation
 from statestore.fills.sources import pace as pacing
 from statestore.fills.sources.abreast import read_slices
-from statestore.fills.sources.credentials import Credentials as Credentials
-from statestore.fills.sources.credentials import read_credentials as read_credentials
+from statestore.fills.sources.credentials import Credentials
 from statestore.fills.sources.pace import DEFAULT_RATE, LONGEST_HOLD, Pace
 from statestore.fills.sources.slices import Page, Progress, Slices
 from statestore.model import Balances, Batch, KeyPermissions, Product

@@ -79,7 +79,8 @@ def names() -> list[str]:
 
 
 def _coinbase(context: Context) -> FillSource:
-    from statestore.fills.sources.coinbase import CoinbaseSource, read_credentials
+    from statestore.fills.sources.coinbase import CoinbaseSource
+    from statestore.fills.sources.credentials import read_credentials
 
     if context.argument:
         raise UsageError(f"--source coinbase takes nothing behind a colon ({context.argument!r})")
