@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,77 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
 
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody who works in `tmp_path` and has nothing configured."""
+    (tmp_path / "data").mkdir()
+    shutil.copytree(ROOT / "data" / "samples", tmp_path / "data" / "samples")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    package = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return {"PATH": path, "PYTHONPATH": package, "HOME": str(tmp_path), "COLUMNS": "120"}
+
+
+def test_the_tutorial_tells_what_happens(tmp_path: Path, here: dict[str, str]) -> None:
+    """Each command is typed in turn; what stands below it is what it says, and so is its exit."""
+    transcript = "".join(blocks("tutorial.md", "console"))
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).+\n)*)", transcript, re.M)
+    folder = tmp_path
+    assert len(steps) > 15
+    for typed, expected in steps:
+        command, _, said = typed.partition("  # exit ")
+        ran = subprocess.run(
+            ["bash", "-c", f"{command}\ncode=$?; pwd > {tmp_path}/cwd; exit $code"],
+            cwd=folder,
+            env=here,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        told = " ".join((ran.stdout + ran.stderr).split())
+        assert (command, ran.returncode) == (command, int(said or 0)), told
+        for line in expected.splitlines():
+            parts = [re.escape(" ".join(part.split())) for part in line.split("...")]
+            assert re.search(r"\S*.*?".join(parts), told), f"{command}: {line!r} is not in {told}"
+        folder = Path((tmp_path / "cwd").read_text().strip())
+
+
+def test_the_tests_of_a_bot_run(tmp_path: Path, here: dict[str, str]) -> None:
+    pytest.importorskip("trustme")
+    file = tmp_path / "test_bot.py"
+    file.write_text("\n\n".join(blocks("testing-your-bot.md", "python")))
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
+        cwd=tmp_path,
+        env=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout
+
+
+@pytest.mark.parametrize("builder", ["html", "man"])
+def test_the_documentation_builds_without_a_warning(tmp_path: Path, builder: str) -> None:
+    for needed in ("sphinx", "myst_parser", "sphinx_click", "furo"):
+        pytest.importorskip(needed, reason="needs: pip install 'statestore[docs]'")
+    ran = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", "-b", builder]
+        + ["-d", tmp_path / "trees", ROOT / "docs", tmp_path / builder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
 
 
 def commands() -> list[str]:
