@@ -193,14 +193,21 @@ def test_the_incident_recipe_runs(tmp_path: Path, request: pytest.FixtureRequest
     assert {asked.method for asked in exchange.requests} == {"GET"}
 
 
-def test_the_demo_tells_its_story_to_the_end() -> None:
+def test_the_demo_tells_its_story_to_the_end(tmp_path: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "statestore", "demo"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "statestore", "demo", "--keep", tmp_path / "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert ran.returncode == 0, ran.stderr
     assert "kill switch" in ran.stderr
+    assert "5 agree" in ran.stderr
     assert "all of them GET" in ran.stdout
     assert ".state.json.bak" in ran.stdout
     assert "rebuild by" in ran.stdout
-    assert '"positions_updated": 0, "positions_removed": 0' in ran.stdout
+    assert '"positions_updated": 3, "positions_removed": 1' in ran.stdout
+    assert "ETH: EXACT" in ran.stdout
+    assert f"{tmp_path}/demo/incident.html" in ran.stdout
+    assert "EXACT" in (tmp_path / "demo" / "incident.html").read_text()
