@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 from sphinx.application import Sphinx
 
 import statestore
+from statestore.formats import FORMATS, schema
 
 project = "statestore"
 release = version = statestore.__version__
@@ -43,6 +45,12 @@ _OUTSIDE = {"README": "index", "CHANGELOG": "changelog", "CONTRIBUTING": "contri
 def _inside(app: Sphinx, page: str, source: list[str]) -> None:
     for name, page_inside in _OUTSIDE.items():
         source[0] = source[0].replace(f"](../{name}.md", f"]({page_inside}.md")
+    source[0] = source[0].replace("<!-- schemas -->", _schemas())
+
+
+def _schemas() -> str:
+    made = ((name, json.dumps(schema(name), indent=2)) for name in FORMATS)
+    return "\n".join(f"### {name}\n\n```json\n{text}\n```\n" for name, text in made)
 
 
 def _inside_included(app: Sphinx, path: Path, parent: str, source: list[str]) -> None:

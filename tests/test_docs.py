@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from statestore.formats import FORMATS, schema
 from statestore.times import NANOSECONDS, format_instant, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,28 +44,33 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who works in `tmp_path` and has nothing configured."""
-    (tmp_path / "data").mkdir()
-    shutil.copytree(ROOT / "data" / "samples", tmp_path / "data" / "samples")
+def somebody(folder: Path) -> dict[str, str]:
+    """The environment of somebody who works in `folder` and has nothing configured."""
+    (folder / "data").mkdir()
+    shutil.copytree(ROOT / "data" / "samples", folder / "data" / "samples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     package = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    return {"PATH": path, "PYTHONPATH": package, "HOME": str(tmp_path), "COLUMNS": "120"}
+    return {"PATH": path, "PYTHONPATH": package, "HOME": str(folder), "COLUMNS": "120"}
 
 
-def test_the_tutorial_tells_what_happens(tmp_path: Path, here: dict[str, str]) -> None:
-    """Each command is typed in turn; what stands below it is what it says, and so is its exit."""
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody who did what the tutorial says.
+
+    Each command is typed in turn; what stands below it is what it says, and so is its exit.
+    """
+    home = tmp_path_factory.mktemp("home")
+    environment = somebody(home)
     transcript = "".join(blocks("tutorial.md", "console"))
     steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).+\n)*)", transcript, re.M)
-    folder = tmp_path
     assert len(steps) > 15
+    folder = home
     for typed, expected in steps:
         command, _, said = typed.partition("  # exit ")
         ran = subprocess.run(
-            ["bash", "-c", f"{command}\ncode=$?; pwd > {tmp_path}/cwd; exit $code"],
+            ["bash", "-c", f"{command}\ncode=$?; pwd > {home}/cwd; exit $code"],
             cwd=folder,
-            env=here,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -74,17 +81,61 @@ def test_the_tutorial_tells_what_happens(tmp_path: Path, here: dict[str, str]) -
         for line in expected.splitlines():
             parts = [re.escape(" ".join(part.split())) for part in line.split("...")]
             assert re.search(r"\S*.*?".join(parts), told), f"{command}: {line!r} is not in {told}"
-        folder = Path((tmp_path / "cwd").read_text().strip())
+        folder = Path((home / "cwd").read_text().strip())
+    return folder
 
 
-def test_the_tests_of_a_bot_run(tmp_path: Path, here: dict[str, str]) -> None:
+def test_the_tutorial_tells_what_happens(rehearsal: Path) -> None:
+    assert not (rehearsal / "data" / "KILL_SWITCH").exists()
+    assert "undo" in (rehearsal / "incident.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("data/.state.json", "state"),
+        ("data/.state.json.bak", "state"),
+        ("preview.json", "rebuild"),
+        ("applied.json", "rebuild"),
+        ("plan.json", "plan"),
+        ("verified.json", "verify"),
+    ],
+)
+def test_what_was_written_has_the_shape_its_schema_says(
+    rehearsal: Path, file: str, name: str
+) -> None:
+    document = json.loads((rehearsal / file).read_bytes())
+
+    jsonschema.validate(document, schema(name))
+    for key in FORMATS[name].__required_keys__:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({k: v for k, v in document.items() if k != key}, schema(name))
+
+
+def test_each_part_has_the_shape_its_schema_says(rehearsal: Path) -> None:
+    lines = (rehearsal / "data" / "state_audit.jsonl").read_text().splitlines()
+    plan = json.loads((rehearsal / "plan.json").read_bytes())
+    state = json.loads((rehearsal / "data" / ".state.json.bak").read_bytes())
+
+    assert len(lines) > 2
+    for line in lines:
+        jsonschema.validate(json.loads(line), schema("audit"))
+    for records in plan["evidence"].values():
+        for record in records:
+            jsonschema.validate(record, schema("fill-record"))
+    assert state["positions"]
+    for position in state["positions"].values():
+        jsonschema.validate(position, schema("position"))
+
+
+def test_the_tests_of_a_bot_run(tmp_path: Path) -> None:
     pytest.importorskip("trustme")
     file = tmp_path / "test_bot.py"
     file.write_text("\n\n".join(blocks("testing-your-bot.md", "python")))
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
         cwd=tmp_path,
-        env=here,
+        env=somebody(tmp_path),
         capture_output=True,
         text=True,
         check=False,
