@@ -122,6 +122,16 @@ INSERT INTO {schema}.kill_switches (name, reason, engaged_by) VALUES (%(name)s, 
 ON CONFLICT DO NOTHING RETURNING name
 """
 _TAKE_AWAY = "DELETE FROM {schema}.kill_switches WHERE name = %(name)s RETURNING name"
+_SERVER = """
+SELECT current_setting('server_version'), pg_is_in_recovery(), (
+    SELECT jsonb_object_agg(name, setting) FROM pg_settings WHERE name IN (
+        'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names')
+), (SELECT count(*) FROM pg_stat_replication)
+"""
+_STATES = """
+SELECT s.name, s.revision, count(r.revision) FROM {schema}.states s
+LEFT JOIN {schema}.revisions r ON r.name = s.name GROUP BY s.name ORDER BY s.name
+"""
 
 
 class PostgresStore(RevisionStore):
@@ -258,6 +268,34 @@ class PostgresStore(RevisionStore):
         self._reading.close()
         self._writing.close()
         self.database.close()
+
+    # For an operator
+
+    def server(self) -> dict[str, Any]:
+        """Return what matters of the server: plain values, and ``warnings`` of what it may lose."""
+        ((version, standby, settings, standbys),) = self._rows(_SERVER)
+        warnings = []
+        if settings["fsync"] != "on":
+            warnings.append("fsync is off: a crash of the machine loses or tears what was saved")
+        if settings["full_page_writes"] != "on":
+            warnings.append(
+                "full_page_writes is off: a crash of the machine may tear what is saved"
+            )
+        if standby:
+            warnings.append("this is a standby: it only reads")
+        if standbys and not settings["synchronous_standby_names"]:
+            warnings.append(
+                "standbys are asynchronous: one that is promoted may lack the last saves "
+                "(synchronous_standby_names)"
+            )
+        return {"version": version, "standby": standby, **settings, "warnings": warnings}
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return every state in this schema: name, present revision, and how many are kept."""
+        return [
+            {"state": name, "revision": revision, "revisions": count}
+            for name, revision, count in self._rows(_STATES)
+        ]
 
     # Reconciling with the file
 
@@ -522,9 +560,14 @@ class PostgresStore(RevisionStore):
                             continue  # of two at once: nothing was done, and it is our turn now
                         if not isinstance(failed, BackendUnavailable):
                             raise failed from error
+                        refused = error.sqlstate == "25006"
+                        if refused:
+                            connection.close()  # another one may lead to the primary
+                        if inside:
+                            self._inside = None  # it went with its connection
                         # Inside a transaction nothing is done before COMMIT.
-                        sent = sent or not (inside or error.sqlstate == "25006")
-                        if inside and not sent:
+                        sent = sent or not (inside or refused)
+                        if not sent:
                             raise failed from error
                     else:
                         return row is not None or (sent and self._is_ours(to))
