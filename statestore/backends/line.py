@@ -65,8 +65,11 @@ class Line:
                     return connection.execute(text, parameters, binary=True).fetchall()
                 except psycopg.Error as error:
                     found = self._database.explained(error)
-                    if last or not isinstance(found, BackendUnavailable):
-                        raise found from error
+                    if isinstance(found, BackendUnavailable):
+                        connection.close()  # its last words may come before its end is seen
+                        if not last:
+                            continue
+                    raise found from error
         raise AssertionError("not reached")
 
     def close(self) -> None:

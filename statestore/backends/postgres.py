@@ -230,7 +230,7 @@ class PostgresStore(RevisionStore):
             if now == seen.pointer:
                 return False
             # It may be older than what this store has saved since: then it is asked for.
-            if now is not None and seen.pointer and now.revision > seen.pointer.revision:
+            if now and (seen.pointer is None or now.revision > seen.pointer.revision):
                 return True
         try:
             return self._pointer() != seen.pointer
@@ -324,11 +324,10 @@ class PostgresStore(RevisionStore):
         with self._alone():
             if take is None:
                 done, aside = self._settled(fallback)
-            elif take == "file":
-                done, aside = "take", None
-                self._take_file(fallback)
             else:
-                done, aside = "take", fallback.drop("the database's state was taken")
+                if take == "file":
+                    self._put_into_database(fallback)
+                done, aside = "take", fallback.drop(f"the {take}'s state was taken")
                 present = self._of_database()
                 if present is not None and present.data is not None:
                     fallback.copy(present.pointer, present.data, self._knows)
@@ -353,15 +352,19 @@ class PostgresStore(RevisionStore):
             "why": pending.why if pending else None,
         }
 
-    def _take_file(self, fallback: Fallback) -> None:
+    def _put_into_database(self, fallback: Fallback) -> None:
+        """Save what the file has as the next revision, whatever the database has."""
         file = fallback.present()
         if file is None or file.data is None:
             raise UsageError(f"{fallback.path} holds no state that reads; nothing was changed")
         present = self._of_database()
         found = Judged(None, self.path, pointer=present.pointer if present else None)
         document = codec.parse(file.data)
-        fallback.done()  # what follows is a save like any other
-        self._write(found, document, "reconcile: take file", None, None, None)
+        self._fallback = None  # or what stands in the way would be asked about again
+        try:
+            self._write(found, document, "reconcile: take file", None, None, None)
+        finally:
+            self._fallback = fallback
 
     def _settled(self, fallback: Fallback) -> tuple[str, Path | None]:
         """Do what is to be done, by the table of `fallback`; return it.
@@ -494,10 +497,12 @@ class PostgresStore(RevisionStore):
             try:
                 yield
             finally:
-                self._inside = None
-                if not (line.closed or line.broken):
-                    with self._explaining():
-                        line.execute("ROLLBACK")  # nothing, after a save: that has committed
+                # After a save it is None: that has committed. Whatever becomes of a rollback,
+                # nothing is saved, and it is not what the caller has to be told.
+                if self._inside is not None:
+                    self._inside = None
+                    with suppress(BackendError), self._explaining():
+                        line.execute("ROLLBACK")
 
     # One save
 
@@ -553,6 +558,7 @@ class PostgresStore(RevisionStore):
                         if row is not None and inside:
                             sent = True
                             connection.execute("COMMIT")
+                            self._inside = None
                     except psycopg.Error as error:
                         failed: BackendError = self._told(error)
                         again = error.sqlstate in ("40001", "40P01") and not inside
@@ -560,9 +566,10 @@ class PostgresStore(RevisionStore):
                             continue  # of two at once: nothing was done, and it is our turn now
                         if not isinstance(failed, BackendUnavailable):
                             raise failed from error
+                        # Its last words may come before its end is seen; and where it only
+                        # reads, another connection may lead to the primary.
+                        connection.close()
                         refused = error.sqlstate == "25006"
-                        if refused:
-                            connection.close()  # another one may lead to the primary
                         if inside:
                             self._inside = None  # it went with its connection
                         # Inside a transaction nothing is done before COMMIT.

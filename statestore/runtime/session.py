@@ -379,7 +379,12 @@ class TradingSession:
         with self._lock:
             # What a save of ours changes meanwhile is not somebody else's; and if somebody else
             # was first, that save finds out.
-            return not self._in_flight and self.store.changed() and self._reload()
+            if self._in_flight:
+                return False
+            if self.store.changed():
+                return self._reload()
+            self._reload_error = None  # it stands, or is reached, again
+            return False
 
     # For asyncio
 

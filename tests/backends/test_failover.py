@@ -12,11 +12,12 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from statestore import StateStore
+from statestore import KillSwitch, StateStore, TradingSession
 from statestore.backends.database import Database
 from statestore.errors import (
     BackendError,
@@ -174,7 +175,7 @@ def test_connections_cut_in_the_middle_of_commit_lose_none_and_double_none(
 def store(proxy: Proxy, url: str) -> Iterator[StateStore]:
     """A store behind a proxy, at revision 1."""
     proxy.run()
-    store = StateStore(url, failover_seconds=20)
+    store = StateStore(url, failover_seconds=20, beat_seconds=0.1)
     state = store.load()
     state["n"] = 1
     store.save(state)
@@ -368,3 +369,46 @@ def test_no_password_is_in_any_message(postgres: PostgresServer, proxy: Proxy) -
         store.load()
     assert "hunter2" not in f"{store!r} {store.path} {store.database!r} {caught.value}"
     store.close()
+
+
+def test_a_bot_whose_database_is_away_does_not_trade_and_saves_when_it_is_back(
+    store: StateStore, proxy: Proxy, tmp_path: Path
+) -> None:
+    switch = KillSwitch(tmp_path / "KILL_SWITCH")
+    with TradingSession(store, kill_switch=switch, signals=False) as session:
+        assert session.tick()
+        proxy.down()
+        session.state["n"] = 2
+        assert not session.on_trade()
+        assert not session.tick()
+        health = session.health()
+        assert (health["ok"], health["kill_switch"]) == (False, "unknown")
+        assert health["unsaved"] == {"trade": 1}
+        proxy.up()
+        for _ in range(1000):
+            if session.tick():
+                break
+            session.wait(0.01)
+        health = session.health()
+        assert (health["ok"], health["lease"], health["unsaved"]) == (True, True, {})
+    assert store.load()["n"] == 2
+
+
+def test_a_rollback_that_fails_after_a_save_is_not_the_callers_affair(
+    store: StateStore, proxy: Proxy
+) -> None:
+    """Seen with a killed server: the save was done, and the transaction raised all the same."""
+    said = []
+
+    def cut(data: bytes) -> str:
+        said.append(data)
+        return BEFORE if b"ROLLBACK" in data else PASS
+
+    proxy.judge = cut
+    with store.transaction() as state:
+        state["n"] = 2
+    assert state.meta.revision == 2
+    with store.transaction():
+        pass  # nothing to save: this one is rolled back
+    assert any(b"ROLLBACK" in data for data in said)
+    assert store.load()["n"] == 2
