@@ -1,0 +1,356 @@
+"""The file beside a database that is away, and what becomes of it when the database is back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statestore import KillSwitch, StateStore, TradingSession
+from statestore.backends.database import Database
+from statestore.backends.postgres import PostgresStore
+from statestore.disk import codec
+from statestore.errors import (
+    BackendUnavailable,
+    RevisionConflict,
+    StateCorrupt,
+    StateForked,
+    UsageError,
+)
+from tests.backends.proxy import PASS, UNANSWERED, Proxy
+from tests.servers import PostgresServer
+
+Make = Callable[..., PostgresStore]
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
+    proxy = Proxy(postgres.port)
+    proxy.run()
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "fallback.json"
+
+
+@pytest.fixture
+def make(
+    proxy: Proxy, database: Database, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Make]:
+    """Return what makes stores behind the proxy, with the file unless told otherwise."""
+    monkeypatch.setattr("statestore.backends.postgres._AWAY_FOR_SECONDS", 0.0)
+    made = []
+
+    def make(**options: Any) -> Any:
+        options = {"file_fallback": path, "failover_seconds": 0.2, "beat_seconds": 0.1, **options}
+        url = f"postgresql://bot@127.0.0.1:{proxy.port}/postgres?schema={database.schema}"
+        made.append(StateStore(url, backup_dir=tmp_path / "backups", **options))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
+
+
+def saved(store: StateStore, *numbers: int) -> StateStore:
+    for number in numbers:
+        state = store.load()
+        state["n"] = number
+        store.save(state)
+    return store
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("fallback.json*") if not p.name.endswith(".lock"))
+
+
+def in_file(path: Path) -> tuple[int, int]:
+    document = codec.parse(path.read_bytes())
+    assert document.trust is codec.Trust.SEALED
+    return document.revision, codec.decode(document)["n"]
+
+
+def test_in_good_days_the_file_is_a_copy(make: Make, path: Path) -> None:
+    saved(make(), 1, 2)
+
+    assert in_file(path) == (2, 2)
+    assert names(path.parent) == ["fallback.json", "fallback.json.bak"]
+
+
+def test_while_the_database_is_away_saves_go_to_the_file(
+    make: Make, proxy: Proxy, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = saved(make(), 1)
+    state = store.load()
+    proxy.down()
+    for number in (2, 3):
+        state["n"] = number
+        assert store.save(state).revision == number
+    assert in_file(path) == (3, 3)
+    assert (path.parent / "fallback.json.pending").exists()
+    assert "state saved in the file only: the database is away" in caplog.messages
+
+    # A bot that starts now finds it, and is told where it is from.
+    found = make().load()
+    assert (found["n"], found.meta.revision, found.meta.recovered_from) == (3, 3, path)
+    assert "is away" in (found.meta.recovered_why or "")
+
+
+def test_what_only_the_file_has_is_pushed_up(make: Make, proxy: Proxy, path: Path) -> None:
+    store = saved(make(), 1)
+    state = store.load()
+    proxy.down()
+    state["n"] = 2
+    store.save(state)
+    proxy.up()
+    assert make().load()["n"] == 2  # told before anything is written
+    assert make(file_fallback=None).load()["n"] == 1
+    state["n"] = 3
+    assert store.save(state).revision == 3
+    assert make(file_fallback=None).load()["n"] == 3
+    revisions = [(v.revision, v.saved_for) for v in make(file_fallback=None).versions()]
+    assert [number for number, _ in revisions] == [3, 2, 1]
+    assert names(path.parent) == ["fallback.json", "fallback.json.bak"]
+
+
+def test_even_unchanged_content_pushes_up(make: Make, proxy: Proxy) -> None:
+    store = saved(make(), 1)
+    state = store.load()
+    proxy.down()
+    state["n"] = 2
+    store.save(state)
+    proxy.up()
+    assert store.save(state).revision == 2
+    assert make(file_fallback=None).load()["n"] == 2
+
+
+def test_transactions_and_restores_go_to_the_file_as_well(
+    make: Make, proxy: Proxy, path: Path
+) -> None:
+    store = saved(make(), 1)
+    backup = store.backup()
+    proxy.down()
+    with store.transaction() as state:
+        state["n"] += 1
+    assert in_file(path) == (2, 2)
+    assert store.restore(backup).revision == 3
+    proxy.up()
+    assert store.reconcile()["done"] == "push"
+    assert make(file_fallback=None).load()["n"] == 1
+
+
+def test_a_save_that_got_there_although_nobody_said_so_is_no_fork(
+    make: Make, proxy: Proxy, path: Path
+) -> None:
+    """Cut after the database has it: it is in the file too, the same bytes, and that is known."""
+    store = saved(make(), 1)
+    state = store.load()
+
+    def cut(data: bytes) -> str:
+        if b"WITH swapped" not in data:
+            return PASS
+        proxy.judge = lambda _data: "before"
+        return UNANSWERED
+
+    proxy.judge = cut
+    state["n"] = 2
+    assert store.save(state).revision == 2
+    state["n"] = 3
+    assert store.save(state).revision == 3
+    proxy.judge = lambda _data: PASS
+    assert make(file_fallback=None).load()["n"] == 2
+    assert store.reconcile() == {"done": "push", "revision": 3, "aside": None}
+    assert make(file_fallback=None).load()["n"] == 3
+
+
+def test_a_file_that_did_not_move_gives_way(make: Make, proxy: Proxy, path: Path) -> None:
+    here = saved(make(), 1)
+    elsewhere = make(file_fallback=None)
+    saved(elsewhere, 2)
+    assert here.load()["n"] == 2
+    saved(here, 3)
+    assert in_file(path) == (3, 3)
+
+
+def test_a_pending_file_whose_state_the_database_has_had_is_moved_aside(
+    make: Make, proxy: Proxy, path: Path
+) -> None:
+    """Pushed up, and killed before that was noted; then others went on."""
+    store = saved(make(), 1)
+    state = store.load()
+    proxy.down()
+    state["n"] = 2
+    store.save(state)
+    pending = (path.parent / "fallback.json.pending").read_bytes()
+    proxy.up()
+    store.reconcile()
+    saved(make(file_fallback=None), 5)
+    (path.parent / "fallback.json.pending").write_bytes(pending)
+
+    fresh = make()
+    assert fresh.load()["n"] == 5
+    done = fresh.reconcile()
+    assert (done["done"], done["revision"]) == ("drop", 3)
+    assert in_file(Path(done["aside"])) == (2, 2)
+    assert not path.exists()
+
+
+@pytest.fixture
+def forked(make: Make, proxy: Proxy) -> PostgresStore:
+    """A store whose file and database have both moved on from revision 1."""
+    store = saved(make(), 1)
+    state = store.load()
+    proxy.down()
+    state["n"] = 20
+    store.save(state)
+    proxy.up()
+    saved(make(file_fallback=None), 10)
+    return store  # type: ignore[return-value]
+
+
+def test_a_fork_is_told_and_nothing_is_merged(
+    forked: PostgresStore, make: Make, path: Path
+) -> None:
+    said = r"two states: .*fallback.json has revision 2, .* has revision 2, .*--take file"
+    with pytest.raises(StateForked, match=said):
+        make().load()
+    with pytest.raises(StateForked):
+        forked.reconcile()
+    assert in_file(path) == (2, 20)
+    assert make(file_fallback=None).load()["n"] == 10
+    assert forked.changed()
+
+
+def test_what_is_saved_in_a_fork_is_in_the_file_and_said_to_be_nowhere_else(
+    forked: PostgresStore, make: Make, path: Path
+) -> None:
+    with pytest.raises(StateForked):
+        forked.save({"n": 21})
+    assert in_file(path) == (3, 21)
+    assert make(file_fallback=None).load()["n"] == 10
+
+
+def test_an_operator_takes_the_file(forked: PostgresStore, make: Make, path: Path) -> None:
+    done = forked.reconcile("file")
+    assert (done["done"], done["revision"]) == ("take", 3)
+    assert in_file(Path(done["aside"])) == (2, 20)
+    database = make(file_fallback=None)
+    assert database.load()["n"] == 20
+    assert database.read(f"{database.path}#2").revision == 2  # the other one is a former revision
+    assert make().load()["n"] == 20
+    assert in_file(path) == (3, 20)
+
+
+def test_an_operator_takes_the_database(forked: PostgresStore, make: Make, path: Path) -> None:
+    done = forked.reconcile("database")
+    assert (done["done"], done["revision"]) == ("take", 2)
+    assert in_file(Path(done["aside"])) == (2, 20)
+    assert in_file(path) == (2, 10)
+    assert make().load()["n"] == 10
+    assert forked.reconcile()["done"] == "nothing"
+
+
+def test_a_file_of_somebody_else_is_not_written_over(make: Make, path: Path) -> None:
+    """The bot had its state in this file before there was a database."""
+    StateStore(path).save({"n": 7})
+    with pytest.raises(StateForked, match="has no state"):
+        make().load()
+    assert make().reconcile("file")["revision"] >= 1
+    assert make(file_fallback=None).load()["n"] == 7
+
+
+def test_a_file_the_database_does_not_know_is_moved_aside(make: Make, path: Path) -> None:
+    saved(make(file_fallback=None), 1)
+    StateStore(path).save({"n": 7})
+    saved(make(), 2)
+
+    (aside,) = path.parent.glob("fallback.json.dropped-*")
+    assert in_file(aside) == (1, 7)
+    assert in_file(path) == (2, 2)
+
+
+def test_without_a_copy_a_database_that_is_away_is_an_error(
+    make: Make, proxy: Proxy, path: Path
+) -> None:
+    saved(make(file_fallback=None), 1)
+    proxy.down()
+    with pytest.raises(BackendUnavailable):
+        make().load()
+
+
+def test_another_one_who_saved_in_the_file_is_a_conflict(make: Make, proxy: Proxy) -> None:
+    here, there = saved(make(), 1), make()
+    state, theirs = here.load(), there.load()
+    proxy.down()
+    theirs["n"] = 2
+    there.save(theirs)
+    state["n"] = 3
+    with pytest.raises(RevisionConflict):
+        here.save(state)
+
+
+def test_a_note_that_does_not_read_is_not_guessed_at(make: Make, proxy: Proxy, path: Path) -> None:
+    store = saved(make(), 1)
+    (path.parent / "fallback.json.pending").write_text("{")
+    with pytest.raises(StateCorrupt, match="--take file"):
+        store.load()
+    assert store.reconcile("database")["done"] == "take"
+    assert store.load()["n"] == 1
+
+
+def test_reconciling_needs_a_file(make: Make) -> None:
+    with pytest.raises(UsageError, match="no file_fallback"):
+        make(file_fallback=None).reconcile()
+    with pytest.raises(UsageError, match="it is file or database"):
+        make().reconcile("both")
+
+
+def test_a_bot_goes_on_saving_and_does_not_trade(
+    make: Make, proxy: Proxy, path: Path, tmp_path: Path
+) -> None:
+    """While the database is away nobody can look at its kill switch, and the lease is lost."""
+    store = make()
+    switch = KillSwitch(tmp_path / "KILL_SWITCH")
+    with TradingSession(store, kill_switch=switch, signals=False) as session:
+        assert session.tick()
+        session.state["n"] = 1
+        assert session.on_trade()
+        proxy.down()
+        assert not session.tick()
+        assert not session.may_trade
+        session.state["n"] = 2
+        assert session.save("still here")
+        proxy.up()
+        for _ in range(1000):
+            if session.tick():
+                break
+            session.wait(0.01)
+        assert session.health()["lease"]
+        session.state["n"] = 3
+        assert session.on_trade()
+        assert session.health()["ok"]
+    assert make(file_fallback=None).load()["n"] == 3
+
+
+def test_a_bot_starts_from_the_file_and_waits_for_the_lease(
+    make: Make, proxy: Proxy, tmp_path: Path
+) -> None:
+    saved(make(), 1)
+    proxy.down()
+    switch = KillSwitch(tmp_path / "KILL_SWITCH")
+    with TradingSession(make(), kill_switch=switch, signals=False) as session:
+        assert session.state["n"] == 1
+        assert not session.health()["lease"]
+        assert not session.tick()
+        proxy.up()
+        for _ in range(1000):
+            if session.tick():
+                break
+            session.wait(0.01)
+        assert session.may_trade
+    assert make(file_fallback=None).load()["n"] == 1

@@ -1,0 +1,217 @@
+"""What only a state in PostgreSQL has: names, notifications, kept revisions, its own schema."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statestore import StateStore
+from statestore.backends.database import Database
+from statestore.backends.postgres import PostgresStore
+from statestore.errors import ConfigError, SchemaOutdated, StateMissing, UsageError
+from tests.servers import PostgresServer
+
+Make = Callable[..., PostgresStore]
+
+
+@pytest.fixture
+def make(postgres: PostgresServer, database: Database, tmp_path: Path) -> Iterator[Make]:
+    made = []
+
+    def make(**options: Any) -> PostgresStore:
+        options = {"schema": database.schema, "backup_dir": tmp_path / "backups", **options}
+        made.append(PostgresStore(postgres.url, **options))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
+
+
+def saved(store: StateStore, *numbers: int) -> StateStore:
+    for number in numbers:
+        state = store.load()
+        state["n"] = number
+        store.save(state)
+    return store
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    done = threading.Event()
+    for _ in range(2000):
+        if true():
+            return
+        done.wait(0.01)
+    raise AssertionError("it never came")
+
+
+def test_a_database_holds_several_states(make: Make) -> None:
+    saved(make(state="one"), 1)
+    saved(make(state="two"), 2)
+
+    assert make(state="one").load()["n"] == 1
+    assert make(state="two").load()["n"] == 2
+    assert make().load() == {}
+    assert [s["state"] for s in make().states()] == ["one", "two"]
+
+
+def test_the_url_says_what_the_arguments_do(
+    make: Make, postgres: PostgresServer, database: Database, tmp_path: Path
+) -> None:
+    saved(make(state="one"), 1)
+    url = f"{postgres.url}?schema={database.schema}&state=one&connect_timeout=3"
+    for scheme in ("postgresql", "postgres"):
+        store = StateStore(url.replace("postgresql", scheme), backup_dir=tmp_path)
+        assert store.load()["n"] == 1
+        assert store.path == make(state="one").path
+        store.close()
+
+
+def test_only_the_newest_revisions_are_kept(make: Make) -> None:
+    store = saved(make(keep_revisions=3), *range(1, 8))
+    found = store.versions()
+
+    assert [(v.kind, v.revision) for v in found] == [("state", 7), ("former", 6), ("former", 5)]
+    with pytest.raises(StateMissing, match="statestore history"):
+        store.read(f"{store.path}#4")
+    with pytest.raises(UsageError, match="2 or more"):
+        make(keep_revisions=1)
+
+
+def test_a_jump_of_the_revision_does_not_push_out_the_ones_before(
+    make: Make, tmp_path: Path
+) -> None:
+    far = StateStore(tmp_path / "far.json")
+    for number in range(40):
+        saved(far, number)
+    store = saved(make(keep_revisions=5), 1, 2)
+    store.restore(far.backup())
+    assert [v.revision for v in store.versions() if v.kind != "backup"] == [41, 2, 1]
+
+
+def test_a_listener_is_told_and_asks_nobody(make: Make) -> None:
+    reader, writer = make(), make()
+    reader.load()
+    reader.changed()
+    wait_until(lambda: reader._ears.listener(reader._new_listener).heard() is not None)
+    reader._reading.close()
+    assert not reader.changed()
+    saved(writer, 1)
+    wait_until(reader.changed)
+    assert reader._reading._connection is None  # nobody was asked
+
+
+def test_without_a_listener_the_database_is_asked(
+    make: Make, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statestore.backends.listening.Listener.start", lambda _self: None)
+    reader = make()
+    reader.load()
+    assert not reader.changed()
+    saved(make(), 1)
+    assert reader.changed()
+    assert reader.refresh()["n"] == 1
+
+
+def test_a_listener_whose_connection_broke_listens_again(make: Make, database: Database) -> None:
+    reader = make()
+    reader.load()
+    reader.changed()
+    ears = reader._ears.listener(reader._new_listener)
+    wait_until(lambda: ears.heard() is not None)
+    with database.transaction() as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE query LIKE '%%' || %s || '%%' AND pid <> pg_backend_pid()",
+            [reader._channel],
+        )
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = 'statestore' AND pid <> pg_backend_pid()"
+        )
+    saved(make(), 1)
+    wait_until(reader.changed)
+    assert reader.refresh()["n"] == 1
+    wait_until(lambda: ears.heard() is not None)
+
+
+def test_a_swallowed_notification_is_late_and_not_lost(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statestore.backends.listening._LOOK_EVERY_SECONDS", 0.05)
+    reader, writer = make(), make()
+    reader.load()
+    reader.changed()
+    writer._channel = "statestore_elsewhere"
+    saved(writer, 1)
+    wait_until(reader.changed)
+
+
+def test_missing_tables_name_the_command(make: Make, schema_name: str) -> None:
+    store = make(schema=f"{schema_name}_none")
+    for act in (store.load, store.versions, lambda: store.save({"n": 1})):
+        with pytest.raises(SchemaOutdated, match="statestore db init"):
+            act()
+
+
+def test_the_present_revision_cannot_be_deleted_by_accident(make: Make) -> None:
+    import psycopg
+
+    store = saved(make(), 1, 2)
+    for text in ("revisions WHERE revision = 2", "states"):
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            with store._writing.taken() as connection:
+                connection.execute(store._text("DELETE FROM {schema}." + text))
+    assert store.load()["n"] == 2
+
+
+def test_backups_of_a_state_that_is_not_there_are_no_first_start(make: Make) -> None:
+    """A wrong database, or an emptied one: a bot must not begin with nothing in it."""
+    saved(make(), 1).backup()
+    elsewhere = make(state="elsewhere")
+    assert elsewhere.load() == {}
+    saved(elsewhere, 1).backup()
+    with elsewhere._writing.taken() as connection:
+        connection.execute(
+            elsewhere._text("UPDATE {schema}.states SET revision = NULL, sha256 = NULL")
+        )
+    with pytest.raises(StateMissing, match="right database"):
+        make(state="elsewhere").load()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://[broken",
+        "postgresql://u:hunter2@h/x?nonsense=1",
+    ],
+)
+def test_a_url_that_is_not_understood_is_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        StateStore(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_relaxed_save_is_for_files() -> None:
+    with pytest.raises(UsageError, match="durability"):
+        StateStore("postgresql://h/x", durability="relaxed")
+
+
+def test_a_document_that_is_not_the_one_pointed_to_is_refused(make: Make) -> None:
+    from statestore.errors import StateChecksumMismatch
+
+    store = saved(make(), 1, 2)
+    with store._writing.taken() as connection:
+        connection.execute(
+            store._text(
+                "UPDATE {schema}.revisions a SET document = b.document "
+                "FROM {schema}.revisions b WHERE a.revision = 2 AND b.revision = 1"
+            )
+        )
+    with pytest.raises(StateChecksumMismatch, match="pointed to as revision 2"):
+        make().load()
+    assert make(on_mismatch="fallback").load()["n"] == 1
