@@ -377,3 +377,32 @@ class Order:
     def left(self) -> Decimal:
         """What of it is not filled."""
         return max(self.quantity - self.filled_quantity, Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOrder:
+    """What an exchange says of one order, in all: not what happened since the last time.
+
+    Attributes:
+        client_order_id: the id its sender gave it, None without one.
+        status: None where the exchange's own word, ``said``, is not one we know.
+        filled_quantity, filled_value: in base and in quote, before fees.
+        fees: in quote, None when not known.
+        reason: why it was refused, empty where it was not.
+        venue: who says it.
+    """
+
+    exchange_order_id: str
+    symbol: str
+    side: OrderSide
+    status: OrderStatus | None
+    said: str
+    filled_quantity: Decimal
+    filled_value: Decimal
+    quantity: Decimal | None = None
+    price: Decimal | None = None
+    client_order_id: str | None = None
+    fees: Decimal | None = None
+    filled_at: datetime | None = None
+    reason: str = ""
+    venue: str = "the exchange"
