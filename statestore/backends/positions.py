@@ -10,15 +10,17 @@ and in UTC, to the microsecond; a query that fails raises, it is never an empty 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import UUID
 
 from statestore.amounts import ZERO
-from statestore.disk.codec import decode_section, to_json
-from statestore.errors import UsageError
+from statestore.disk.codec import to_json
+from statestore.errors import BackendError, UsageError
 from statestore.model import (
     Order,
     OrderSide,
@@ -30,9 +32,13 @@ from statestore.model import (
 )
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import psycopg
 
     from statestore.backends.database import Database
+
+    Connection: TypeAlias = psycopg.Connection[Any]
 
 _HELD: LiteralString = "status IN ('OPEN', 'PARTIALLY_CLOSED')"
 _LIVE: LiteralString = "status IN ('pending', 'open')"
@@ -65,7 +71,7 @@ class PositionTables:
         self.database = database
 
     @contextmanager
-    def transaction(self, *, snapshot: bool = False) -> Iterator[psycopg.Connection[Any]]:
+    def transaction(self, *, snapshot: bool = False) -> Iterator[Connection]:
         """Give a connection inside a transaction: all of it, or nothing.
 
         Args:
@@ -83,7 +89,7 @@ class PositionTables:
 
     def positions(
         self,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         *,
         exchange: str | None = None,
         held_only: bool = True,
@@ -93,7 +99,7 @@ class PositionTables:
             self._query(
                 f"SELECT {_READ_POSITION} FROM {{schema}}.positions "
                 f"WHERE (%(all)s OR {_HELD}) AND (%(exchange)s::text IS NULL "
-                "OR exchange = %(exchange)s) ORDER BY opened_at, id"
+                "OR exchange = %(exchange)s) ORDER BY opened_at, symbol, id"
             ),
             {"all": not held_only, "exchange": exchange},
         )
@@ -101,7 +107,7 @@ class PositionTables:
 
     def orders(
         self,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         *,
         exchange: str | None = None,
         held_only: bool = True,
@@ -115,7 +121,7 @@ class PositionTables:
                 f"SELECT {_READ_ORDER} FROM {{schema}}.orders "
                 f"WHERE (%(all)s OR {_LIVE} OR position_id IN (SELECT id FROM {{schema}}.positions "
                 f"WHERE {_HELD})) AND (%(exchange)s::text IS NULL OR exchange = %(exchange)s) "
-                "ORDER BY created_at, order_id"
+                "ORDER BY created_at, order_type, order_id"
             ),
             {"all": not held_only, "exchange": exchange},
         )
@@ -131,9 +137,7 @@ class PositionTables:
                 self.orders(connection, exchange=exchange, held_only=held_only),
             )
 
-    def lock_position(
-        self, connection: psycopg.Connection[Any], position_id: str
-    ) -> Position | None:
+    def lock_position(self, connection: Connection, position_id: str) -> Position | None:
         """Return a position that nobody else can change before the end of the transaction.
 
         Whoever changes a position or an order of it begins here, so two never wait for each other.
@@ -146,18 +150,18 @@ class PositionTables:
         ).fetchone()
         return None if row is None else _position(row)
 
-    def orders_of(self, connection: psycopg.Connection[Any], position_id: str) -> list[Order]:
+    def orders_of(self, connection: Connection, position_id: str) -> list[Order]:
         """Return all orders of a position, oldest first, locked as the position is."""
         rows = connection.execute(
             self._query(
                 f"SELECT {_READ_ORDER} FROM {{schema}}.orders WHERE position_id = %s "
-                "ORDER BY created_at, order_id FOR UPDATE"
+                "ORDER BY created_at, order_type, order_id FOR UPDATE"
             ),
             [as_uuid(position_id)],
         )
         return [_order(row) for row in rows]
 
-    def lock_order(self, connection: psycopg.Connection[Any], order_id: str) -> Order | None:
+    def lock_order(self, connection: Connection, order_id: str) -> Order | None:
         """Return one order, locked. Lock its position first where it has one."""
         row = connection.execute(
             self._query(
@@ -167,7 +171,26 @@ class PositionTables:
         ).fetchone()
         return None if row is None else _order(row)
 
-    def position_of(self, connection: psycopg.Connection[Any], order_id: str) -> str | None:
+    def orders_named(
+        self,
+        connection: Connection,
+        *,
+        exchange: str,
+        exchange_ids: Sequence[str],
+        order_ids: Sequence[str],
+    ) -> list[Order]:
+        """Return the orders of an exchange that have one of these ids, its own or ours."""
+        rows = connection.execute(
+            self._query(
+                f"SELECT {_READ_ORDER} FROM {{schema}}.orders WHERE exchange = %s "
+                "AND (exchange_order_id = ANY(%s) OR order_id = ANY(%s)) "
+                "ORDER BY created_at, order_type, order_id"
+            ),
+            [exchange, list(exchange_ids), list(order_ids)],
+        )
+        return [_order(row) for row in rows]
+
+    def position_of(self, connection: Connection, order_id: str) -> str | None:
         """Return the id of an order's position; None where it has none, or there is no order."""
         row = connection.execute(
             self._query("SELECT position_id::text FROM {schema}.orders WHERE order_id = %s"),
@@ -187,31 +210,42 @@ class PositionTables:
             self.insert_positions(connection, positions)
             self.insert_orders(connection, orders)
 
-    def insert_positions(
-        self, connection: psycopg.Connection[Any], positions: Iterable[Position]
-    ) -> None:
+    def insert_positions(self, connection: Connection, positions: Iterable[Position]) -> None:
         rows = [_position_row(position) for position in positions]
         self._insert(connection, "positions", _POSITION, rows)
 
-    def insert_orders(self, connection: psycopg.Connection[Any], orders: Iterable[Order]) -> None:
+    def insert_orders(self, connection: Connection, orders: Iterable[Order]) -> None:
         rows = [_order_row(order) for order in orders]
         self._insert(connection, "orders", _ORDER, rows)
 
-    def update_positions(
-        self, connection: psycopg.Connection[Any], positions: Iterable[Position]
-    ) -> None:
+    def update_positions(self, connection: Connection, positions: Iterable[Position]) -> None:
         """Write every column of positions that are there."""
         rows = [_position_row(position) for position in positions]
         self._update(connection, "positions", _POSITION, rows)
 
-    def update_orders(self, connection: psycopg.Connection[Any], orders: Iterable[Order]) -> None:
+    def update_orders(self, connection: Connection, orders: Iterable[Order]) -> None:
         """Write every column of orders that are there."""
         rows = [_order_row(order) for order in orders]
         self._update(connection, "orders", _ORDER, rows)
 
+    def update_prices(self, connection: Connection, positions: Iterable[Position]) -> None:
+        """Write the price of positions that are held, and the P&L at it; nothing else of them."""
+        query = self._query(
+            "UPDATE {schema}.positions SET current_price = %s, unrealized_pnl = "
+            "(%s - entry_price) * quantity * CASE side WHEN 'LONG' THEN 1 ELSE -1 END "
+            f"WHERE id = %s AND {_HELD}"
+        )
+        # In one order, or two who do this at once may wait for each other for ever.
+        in_order = sorted(positions, key=lambda position: position.position_id)
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                query,
+                [(p.current_price, p.current_price, as_uuid(p.position_id)) for p in in_order],
+            )
+
     def _insert(
         self,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         table: LiteralString,
         columns: LiteralString,
         rows: Sequence[tuple[Any, ...]],
@@ -224,7 +258,7 @@ class PositionTables:
 
     def _update(
         self,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         table: LiteralString,
         columns: LiteralString,
         rows: Sequence[tuple[Any, ...]],
@@ -294,7 +328,7 @@ def _position(row: tuple[Any, ...]) -> Position:
         status=PositionStatus(status),
         entry_time=_utc(opened_at),
         closed_at=_utc(closed_at),
-        metadata=read_metadata(metadata),
+        metadata=_metadata(metadata, f"position {position_id}"),
     )
 
 
@@ -365,7 +399,7 @@ def _order(row: tuple[Any, ...]) -> Order:
         triggered_at=_utc(triggered_at),
         cancel_wanted_at=_utc(cancel_wanted_at),
         error_message=error_message,
-        metadata=read_metadata(metadata),
+        metadata=_metadata(metadata, f"order {order_id}"),
         created_at=_utc(created_at),
     )
 
@@ -405,12 +439,19 @@ def read_metadata(text: str | None) -> dict[str, Any]:
     """
     if text is None or text == "{}":
         return {}
-    value = decode_section(text.encode(), "decimal")
+    value = json.loads(text, parse_float=Decimal)
     if isinstance(value, str):
         return read_metadata(value)
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"metadata is {text[:40]!r}, not an object")
+        raise ValueError(f"{text[:40]!r} is no object")
     return value or {}
+
+
+def _metadata(text: str | None, whose: str) -> dict[str, Any]:
+    try:
+        return read_metadata(text)
+    except ValueError as error:
+        raise BackendError(f"{whose}: metadata: {error}; an object is expected") from error
 
 
 def _json(metadata: dict[str, Any]) -> str:
