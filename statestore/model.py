@@ -283,6 +283,9 @@ class OrderStatus(_CaseBlind):
         return self in (OrderStatus.PENDING, OrderStatus.OPEN)
 
 
+_sum = exact(Decimal.__add__)
+
+
 @dataclass(slots=True, kw_only=True)
 class Position:
     """What a bot holds of one symbol on one side.
@@ -330,7 +333,7 @@ class Position:
         if self.current_price is None:
             self.current_price = self.entry_price
         if self.total_pnl is None:
-            self.total_pnl = exact(Decimal.__add__)(self.realized_pnl, self.unrealized_pnl)
+            self.total_pnl = _sum(self.realized_pnl, self.unrealized_pnl)
 
 
 @dataclass(slots=True, kw_only=True)

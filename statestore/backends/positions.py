@@ -64,6 +64,14 @@ _READ_ORDER: LiteralString = (
 )
 
 
+# The tables hold nothing else (CHECK), so there is no spelling to be read.
+_POSITION_SIDES = {side.value: side for side in PositionSide}
+_POSITION_STATUSES = {status.value: status for status in PositionStatus}
+_ORDER_SIDES = {side.value: side for side in OrderSide}
+_ORDER_TYPES = {kind.value: kind for kind in OrderType}
+_ORDER_STATUSES = {status.value: status for status in OrderStatus}
+
+
 class PositionTables:
     """Positions and orders in one database."""
 
@@ -314,7 +322,7 @@ def _position(row: tuple[Any, ...]) -> Position:
         position_id=position_id,
         exchange=exchange,
         symbol=symbol,
-        side=PositionSide(side),
+        side=_POSITION_SIDES[side],
         quantity=quantity,
         initial_quantity=initial_quantity,
         entry_price=entry_price,
@@ -325,7 +333,7 @@ def _position(row: tuple[Any, ...]) -> Position:
         take_profit=take_profit,
         leverage=leverage,
         margin=margin,
-        status=PositionStatus(status),
+        status=_POSITION_STATUSES[status],
         entry_time=_utc(opened_at),
         closed_at=_utc(closed_at),
         metadata=_metadata(metadata, f"position {position_id}"),
@@ -384,11 +392,11 @@ def _order(row: tuple[Any, ...]) -> Order:
         exchange=exchange,
         position_id=position_id,
         symbol=symbol,
-        side=OrderSide(side),
-        order_type=OrderType(order_type),
+        side=_ORDER_SIDES[side],
+        order_type=_ORDER_TYPES[order_type],
         quantity=quantity,
         price=price,
-        status=OrderStatus(status),
+        status=_ORDER_STATUSES[status],
         filled_quantity=filled_quantity,
         filled_value=filled_value,
         filled_price=filled_price,

@@ -2,7 +2,7 @@
 
 ::
 
-    manager = PositionManager(Database("postgresql://bot@db/trading"), kill_switch=KillSwitch(...))
+    manager = PositionManager("postgresql://bot@db/trading", kill_switch=KillSwitch(...))
     manager.load_open_positions()                      # before anything trades
     held = manager.open_position("BTC-USD", "long", "0.1", "60000",
                                  stop_loss="57000", take_profit="66000").position
@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
 from statestore.amounts import ZERO, exact, parse_amount, written
+from statestore.backends.database import Database
 from statestore.backends.positions import PositionTables, as_uuid
 from statestore.errors import StateStoreError, UsageError
 from statestore.model import (
@@ -52,7 +53,6 @@ from statestore.runtime import lifecycle
 from statestore.runtime.lifecycle import Booked, Due, Protection
 
 if TYPE_CHECKING:
-    from statestore.backends.database import Database
     from statestore.backends.positions import Connection
     from statestore.disk.killswitch import KillSwitch
     from statestore.fills.sources import OrderSource
@@ -89,11 +89,12 @@ class PositionManager:
         tables: the rows.
         kill_switch: what a failed load engages; while it is engaged no decision is handed out.
         loaded: whether what is held is known.
+        synced: whether the exchange was asked since the load.
     """
 
     def __init__(
         self,
-        database: Database,
+        database: Database | str,
         *,
         exchange: str = "coinbase",
         kill_switch: KillSwitch | None = None,
@@ -101,18 +102,20 @@ class PositionManager:
         patience: float = 60,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Remember what to do; nothing is read yet.
+        """Remember what to do; nothing is connected or read yet.
 
         Args:
+            database: or its URL, for the tables of the schema ``statestore`` there.
             increments: base increments by symbol: a quantity that is no multiple of it is refused
                 before it is recorded. Of a symbol that is not named nothing is known.
             patience: seconds until a decision that nobody carried out is handed out again.
             now: the clock, for what has no time of its own.
         """
         self.exchange = exchange
-        self.tables = PositionTables(database)
+        self.tables = PositionTables(Database(database) if isinstance(database, str) else database)
         self.kill_switch = kill_switch
         self.loaded = False
+        self.synced = False
         self.now = now
         self._increments = dict(increments or {})
         self._patience = timedelta(seconds=patience)
@@ -124,6 +127,10 @@ class PositionManager:
         self._unclaimed: dict[str, datetime] = {}
         # Loaded orders of which no price was looked at yet: what they missed is late.
         self._unwatched: set[str] = set()
+
+    def close(self) -> None:
+        """Close the connections; the next use opens new ones."""
+        self.tables.database.close()
 
     # What is held
 
@@ -232,6 +239,7 @@ class PositionManager:
             self._positions = {position.position_id: self._seen(position) for position in positions}
             self._orders = {order.order_id: self._handed_out(order) for order in orders}
             if first:
+                self.synced = False
                 self._unwatched = {
                     order.order_id
                     for order in orders
@@ -244,7 +252,9 @@ class PositionManager:
         price = self._prices.get(position.symbol)
         if price is None:
             # Null in the row is nothing lost; what else it says stands until there is a price.
-            return replace(position, unrealized_pnl_pct=lifecycle.percent(position))
+            if position.unrealized_pnl:
+                position.unrealized_pnl_pct = lifecycle.percent(position)
+            return position
         return lifecycle.priced(position, price)
 
     def _handed_out(self, order: Order) -> Order:
@@ -711,11 +721,12 @@ class PositionManager:
         What is due is judged by the rows, not by memory. None where there is no such row.
         """
         with self.tables.transaction() as connection:
-            if self.tables.lock_position(connection, position_id) is None:
+            row = self.tables.lock_position(connection, position_id)
+            if row is None:
                 return None
-            position, orders = self._locked_position(connection, position_id)
-            assert position is not None
-            dues = lifecycle.due(position, orders, price, self.now(), self._patience)
+            position = self._seen(row)
+            orders = map(self._handed_out, self.tables.orders_of(connection, position_id))
+            dues = lifecycle.due(position, list(orders), price, self.now(), self._patience)
             taken = [replace(due.order, triggered_at=self.now()) for due in dues]
             self.tables.update_orders(connection, taken)
         self._remember(Booked(tuple(taken), position), "")

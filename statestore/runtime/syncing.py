@@ -82,7 +82,10 @@ class Reconciliation:
 def sync(manager: PositionManager, source: OrderSource) -> Synced:
     """See `PositionManager.sync_orders`; of the orders that memory has as live."""
     live = [order for order in manager.orders.values() if order.status.live]
-    reports, missing = _reports(live, source)
+    # Once after a load every order that is known here only is looked for: the process before this
+    # one may have died between sending it and writing that down.
+    reports, missing = _reports(live, source, thorough=not manager.synced)
+    manager.synced = True
     found = Synced(asked=len(reports) + len(missing), missing=missing)
     for order_id, report in reports.items():
         if report.status is None:
@@ -99,16 +102,19 @@ def sync(manager: PositionManager, source: OrderSource) -> Synced:
 
 
 def _reports(
-    live: Iterable[Order], source: OrderSource
+    live: Iterable[Order], source: OrderSource, *, thorough: bool
 ) -> tuple[dict[str, ExchangeOrder], list[Order]]:
     """Return what the exchange says of orders, by our id, and those it should know and does not."""
     named = {order.exchange_order_id: order for order in live if order.exchange_order_id}
-    # Handed out to be sent, and nothing recorded of it: perhaps it was sent all the same.
-    unsure = {order.order_id: order for order in live if _perhaps_sent(order)}
+    unsure = {
+        order.order_id: order
+        for order in live
+        if order.exchange_order_id is None and (thorough or _perhaps_sent(order))
+    }
     reports: dict[str, ExchangeOrder] = {}
     listed: Mapping[str, ExchangeOrder] = {}
     oldest = [_instant(order.created_at) for order in named.values()]
-    since = [_instant(order.triggered_at) for order in unsure.values()]
+    since = [_instant(order.triggered_at or order.created_at) for order in unsure.values()]
     if len(named) > _ONE_BY_ONE:
         since += oldest
     if since:
@@ -127,7 +133,8 @@ def _reports(
 
 
 def _perhaps_sent(order: Order) -> bool:
-    return order.exchange_order_id is None and order.triggered_at is not None
+    """Whether somebody was told to send it, or recorded it to send it; a stop-loss may just wait."""
+    return order.triggered_at is not None or not order.order_type.protects
 
 
 def reconcile(manager: PositionManager, source: OrderSource, since: int | None) -> Reconciliation:

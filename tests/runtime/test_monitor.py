@@ -424,6 +424,27 @@ def test_an_order_that_was_sent_by_a_bot_that_died_is_found_by_our_id(
     assert (order.order_id, order.status) == (decision.order.order_id, "filled")
 
 
+@pytest.mark.parametrize("kind", ["market", "stop_loss"])
+def test_an_order_that_was_sent_and_never_written_down_is_found_after_a_restart(
+    monitor, restart, fake_exchange, source, desk, kind
+):
+    manager = monitor.manager
+    if kind == "market":
+        order = manager.record_order("market", "buy", 1, symbol="ADA-USD").orders[0]
+    else:
+        order = order_of(monitor, "BTC-USD", "stop_loss")  # sent to rest there
+        desk.prices["BTC-USD"] = D(1)
+    fake_exchange.set_order(
+        "x-9", order.symbol, order.side.upper(), client_order_id=order.order_id, status="OPEN",
+        created_time="2025-11-18T04:00:01Z",
+    )  # fmt: skip
+
+    after = restart(source=source)
+    assert after.cycle() == []
+    assert after.manager.orders[order.order_id].exchange_order_id == "x-9"
+    assert after.manager.orders[order.order_id].status is OrderStatus.OPEN
+
+
 def test_a_stop_that_rests_at_the_exchange_is_left_to_it(monitor, desk, fake_exchange):
     at_exchange(monitor, fake_exchange)
     desk.prices["BTC-USD"] = D(1)
@@ -527,7 +548,7 @@ def test_reconciling_tells_what_is_missing_unknown_and_different(monitor, fake_e
     assert [row["exchange_order_id"] for row in found.unknown] == ["x-100"]
     assert mine.order_id not in str(found)
     assert manager.tables.load(held_only=False) == before
-    fake_exchange.set_order("x-0", "BTC-USD", "SELL", client_order_id="")
+    fake_exchange.set_order(gone.exchange_order_id, "BTC-USD", "SELL", client_order_id="")
     assert [row["order_id"] for row in manager.reconcile_orders(source).missing] == [gone.order_id]
 
 

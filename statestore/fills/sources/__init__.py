@@ -33,6 +33,7 @@ class FillSource(Protocol):
         """Return the products that are known, by id; an unknown id is left out."""
 
 
+@runtime_checkable
 class OrderSource(Protocol):
     """What became of orders, told by the exchange. It can do nothing else: nothing is placed.
 
