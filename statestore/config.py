@@ -13,6 +13,7 @@ setting            environment                 default
 ``ledger``         ``STATESTORE_LEDGER``       ``fills.sqlite3`` beside the state
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
+none               ``STATESTORE_DATABASE``     none
 ``reserve`` table                              nothing is reserved
 ``backups`` table                              see below
 none               ``VISUAL``, ``EDITOR``      ``vi``
@@ -201,6 +202,23 @@ def exchange_keys(prefix: str, environ: Mapping[str, str] = os.environ) -> Keys:
             "(a key that may only read is enough)"
         )
     return Keys(values["API_KEY"], values["SECRET"], values["PASSWORD"])
+
+
+def database_url(given: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """Return where positions and orders are: what was given, else ``STATESTORE_DATABASE``.
+
+    It may hold a password, so it is read from no file and is in no message.
+
+    Raises:
+        ConfigError: nothing says it.
+    """
+    url = given or environ.get("STATESTORE_DATABASE")
+    if not url:
+        raise ConfigError(
+            "which database? set STATESTORE_DATABASE, or give --database: "
+            "postgresql://user@host:5432/name (its password is best left to ~/.pgpass)"
+        )
+    return url
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
     StateStoreError
     |-- UsageError                  options that contradict each other or mean nothing
+    |   `-- IllegalMove             an order cannot become that from what it is
     |-- ConfigError                 a setting that is not understood
     |-- StateError                  the state file (or a backup of it)
     |   |-- StateMissing            there is none, and none was allowed to be made up
@@ -48,6 +49,10 @@ class StateStoreError(Exception):
 
 class UsageError(StateStoreError):
     """Options that contradict each other, or a value that means nothing."""
+
+
+class IllegalMove(UsageError):
+    """An order cannot become that from what it is, or more of it is filled than can be."""
 
 
 class ConfigError(StateStoreError):

@@ -284,6 +284,7 @@ class SimulatedExchange:
         self.requests: list[Request] = []
         self.refusals: list[str] = []
         self._fills: list[dict[str, object]] = []
+        self._orders: dict[str, dict[str, object]] = {}
         self._accounts: dict[str, dict[str, object]] = {}
         self._products: dict[str, dict[str, object]] = {}
         self._faults: dict[str, deque[Fault]] = {}
@@ -303,6 +304,41 @@ class SimulatedExchange:
     def add_fills(self, *texts: str, start: str | int = START, every: timedelta = MINUTE) -> None:
         """Add fills from texts; see `fills`."""
         self._fills += fills(*texts, start=start, every=every)
+
+    def set_order(self, order_id: str, product_id: str, side: str, **fields: object) -> None:
+        """Set an order, or change fields of one, by their own names.
+
+        ::
+
+            exchange.set_order("x-1", "BTC-USD", "SELL", status="FILLED", filled_size="0.1",
+                               filled_value="5700")
+        """
+        order = self._orders.setdefault(
+            order_id,
+            {
+                "order_id": order_id,
+                "product_id": product_id,
+                "user_id": "00000000-0000-0000-0000-000000000000",
+                "order_configuration": {},
+                "side": side,
+                "client_order_id": "",
+                "status": "OPEN",
+                "created_time": format_instant(int(self._now()) * NANOSECONDS),
+                "filled_size": "",
+                "average_filled_price": "",
+                "fee": "",
+                "number_of_fills": "0",
+                "filled_value": "",
+                "size_in_quote": False,
+                "total_fees": "",
+                "product_type": "SPOT",
+                "reject_reason": "",
+                "last_fill_time": None,
+                "settled": False,
+                "order_placement_source": "RETAIL_ADVANCED",
+            },
+        )
+        order.update(fields)
 
     def correct_fill(self, entry_id: str, **fields: object) -> None:
         """Change fields of a fill that is there already, by their own names."""
@@ -358,7 +394,7 @@ class SimulatedExchange:
 
         Args:
             endpoint: the last fixed part of its path: fills, accounts, products, key_permissions,
-                time, portfolios.
+                time, portfolios; orders for one or a list of them.
             faults: in order; `OK` lets one through.
             forever: the last one stays.
         """
@@ -474,6 +510,10 @@ class SimulatedExchange:
         match parts:
             case ["orders", "historical", "fills"]:
                 answer = self._fills_page(request.query, fault.page_size)
+            case ["orders", "historical", "batch"]:
+                answer = self._orders_page(request.query, fault.page_size)
+            case ["orders", "historical", order_id] if order_id in self._orders:
+                answer = {"order": dict(self._orders[order_id])}
             case ["accounts"]:
                 answer = self._accounts_page(request.query, fault.page_size)
             case ["products", product_id] if product_id in self._products:
@@ -577,6 +617,23 @@ class SimulatedExchange:
         rows, cursor, has_next = page
         return {"accounts": rows, "has_next": has_next, "cursor": cursor, "size": len(rows)}
 
+    def _orders_page(self, query: Mapping[str, list[str]], page_size: int | None) -> Answer | Fault:
+        after = _bound(query, "start_date")  # inclusive
+        source = query.get("order_placement_source", ["RETAIL_ADVANCED"])
+        statuses = query.get("order_status")
+        wanted = [
+            order
+            for order in reversed(self._orders.values())
+            if order["order_placement_source"] in source
+            and (after is None or parse_instant(str(order["created_time"])) >= after)
+            and (statuses is None or order["status"] in statuses)
+        ]
+        page = self._page(wanted, query, "100", page_size)
+        if isinstance(page, Fault):
+            return page
+        rows, cursor, has_next = page
+        return {"orders": rows, "has_next": has_next, "cursor": cursor}
+
     def _page(
         self,
         rows: Sequence[dict[str, object]],
@@ -628,7 +685,7 @@ def _parts(path: str) -> list[str]:
 
 def _endpoint(path: str) -> str:
     parts = _parts(path)
-    return "fills" if parts[:2] == ["orders", "historical"] else parts[0]
+    return "fills" if parts == ["orders", "historical", "fills"] else parts[0]
 
 
 def _bound(query: Mapping[str, list[str]], name: str) -> int | None:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "fills": "Print the fills behind each quantity: the audit trail.",
     "history": "List every version of the state that is at hand.",
     "kill-switch": "Halt a bot, release it, ask.",
+    "orders": "List positions and orders in PostgreSQL; what is unprotected; what differs.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "replay": "Replay recorded fills into positions: no state, no exchange.",
     "restore": "Put a backup in place of the state.",

@@ -27,6 +27,9 @@ and named in the log. A bot that hangs in code of its own does not see the flag 
 with SIGKILL, which costs nothing that was saved. In ``DRY_RUN`` nothing is written, not even a
 lease, so it can run beside the bot.
 
+What has to be done every so often (`every`) is done by `tick`: at the next one, then in its rhythm.
+What such a hook raises is logged and in `health`; the next time it is called again.
+
 Where systemd started the bot (``Type=notify``, ``WatchdogSec=``), it is told of the start, of the
 end, and by `tick` and `wait` that the bot is alive.
 """
@@ -140,6 +143,7 @@ class TradingSession:
         self._stopped: tuple[str, str] | None = None  # when, and by what
         self._began = 0.0
         self._periods = 0  # periodic saves that were due
+        self._hooks: list[_Hook] = []
         self._halted = False
 
         self._in_flight = 0  # saves of other tasks
@@ -195,17 +199,20 @@ class TradingSession:
 
         ``restored_from`` is the fallback that was read in place of the state file, if one was;
         ``ok`` is False while a save is owed, the state on disk cannot be taken over, a strategy is
-        not saved, or the lease is lost (of a state in a database, with its connection).
-        ``saves`` counts those that were asked for and are done, by kind.
+        not saved, what is done `every` so often raised, or the lease is lost (of a state in a
+        database, with its connection). ``saves`` counts those that were asked for and are done, by
+        kind.
         """
         with self._lock:
             meta = self._state.meta if self._state is not None else None
             held = self._state.get("positions") if self._state is not None else None
+            hooks = {hook.name: hook.error for hook in self._hooks if hook.error}
             return {
                 "ok": not (
                     self._owed
                     or self._reload_error
                     or self._strategies.errors
+                    or hooks
                     or self._lease_lost()
                 ),
                 "running": self.running,
@@ -225,6 +232,7 @@ class TradingSession:
                 "reloads": self._reloads,
                 "reload_error": self._reload_error,
                 "strategies": dict(self._strategies.errors),
+                "hooks": hooks,
             }
 
     # The life
@@ -311,8 +319,23 @@ class TradingSession:
             due = self._due()
             if due is not None and self.mode != "DRY_RUN":
                 self._attempt(*due)
-            self._tell_manager("WATCHDOG=1")
-            return self.running and not halted and not self._lease_lost()
+        for hook in self._hooks_due():
+            hook.run()  # without the lock: it may take its time, and others save meanwhile
+        self._tell_manager("WATCHDOG=1")
+        return self.running and not halted and not self._lease_lost()
+
+    def every(self, seconds: float, do: Callable[[], object]) -> None:
+        """Have `tick` call ``do`` when it is due: at the next tick, then every so many seconds.
+
+        As `statestore.runtime.monitor.PositionMonitor.cycle`, every 10. It is called halted or
+        not; with `atick` in a thread of its own.
+
+        Raises:
+            UsageError: ``seconds`` is not above 0.
+        """
+        if not seconds > 0:
+            raise UsageError(f"every {seconds!r} seconds; a number of seconds above 0 is expected")
+        self._hooks.append(_Hook(do, seconds, self._clock()))
 
     # Saving
 
@@ -396,6 +419,8 @@ class TradingSession:
             due = self._due()
         if due is not None:
             await self._asave(*due)
+        for hook in self._hooks_due():
+            await asyncio.to_thread(hook.run)
         self._tell_manager("WATCHDOG=1")
         return self.running and not halted and not self._lease_lost()
 
@@ -681,6 +706,10 @@ class TradingSession:
             return "periodic", "periodic"
         return (None, f"again: {', '.join(self._owed)}") if self._owed else None
 
+    def _hooks_due(self) -> list[_Hook]:
+        with self._lock:
+            return [hook for hook in self._hooks if hook.takes_its_turn(self._clock())]
+
     def _at_exit(self) -> None:
         try:
             self.stop("exit of the interpreter")
@@ -701,6 +730,46 @@ class TradingSession:
             self._flag.close()
             atexit.unregister(self._at_exit)
             self._pid, self._ended = None, True
+
+
+@dataclass(slots=True)
+class _Hook:
+    """What is done every so often.
+
+    Attributes:
+        due: when it is to be called next, by the session's clock.
+        error: what it raised the last time, None when it did not.
+    """
+
+    do: Callable[[], object]
+    seconds: float
+    due: float
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return getattr(self.do, "__qualname__", None) or repr(self.do)
+
+    def takes_its_turn(self, clock: float) -> bool:
+        """Whether it is due; if so, the next time is. What was missed is not made up for."""
+        if clock < self.due:
+            return False
+        self.due += self.seconds * (1 + (clock - self.due) // self.seconds)
+        return True
+
+    def run(self) -> None:
+        try:
+            self.do()
+        except Exception as error:  # whatever it is, there are positions to mind
+            self.error = f"{type(error).__name__}: {error}"
+            expected = isinstance(error, StateStoreError)
+            logger.error(
+                "hook failed",
+                extra={"hook": self.name, "why": str(error)},
+                exc_info=None if expected else error,
+            )
+        else:
+            self.error = None
 
 
 @dataclass(frozen=True, slots=True)

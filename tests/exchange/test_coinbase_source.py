@@ -640,6 +640,8 @@ def test_no_method_of_the_sdk_gets_anything_but_a_get_out_of_the_process(exchang
     assert {request.method for request in exchange.requests} == {"GET"}
     assert {request.path for request in exchange.requests} <= {
         coinbase.FILLS,
+        coinbase.ORDERS,
+        f"{coinbase.ORDER}/x",
         coinbase.ACCOUNTS,
         coinbase.KEY_PERMISSIONS,
         coinbase.TIME,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from statestore import StateStore
+from statestore.backends.positions import PositionTables
 from tests.runtime.conftest import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -48,6 +49,50 @@ def test_an_existing_state_is_adopted_with_all_its_keys(run, state_file):
     assert {name: state[name] for name in before} == before
     original = out.split("the original is ")[1].strip()
     assert json.loads(Path(original).read_text()) == before
+
+
+def test_an_agent_holds_after_a_restart_what_it_held_before(
+    run, state_file, postgres, schema_name, database
+):
+    def agent(price):
+        return run(EXAMPLES / "agent.py", postgres.url, state_file, price, f"schema={schema_name}")
+
+    first = agent("BTC-USD=60000")
+    first.wait_for("no_open_positions_in_db")
+    opened = json.loads(first.wait_for("position opened"))
+    first.wait_for("monitoring_positions")
+    first.signal(signal.SIGKILL)
+    first.ends()
+
+    second = agent("BTC-USD=50000")  # it fell through the stop-loss meanwhile
+    loaded = json.loads(second.wait_for("positions_loaded_from_db"))
+    assert (loaded["count"], loaded["symbols"]) == (1, ["BTC-USD"])
+    crossed = json.loads(second.wait_for("price crossed"))
+    assert (crossed["position"], crossed["type"]) == (opened["position"], "stop_loss")
+    assert crossed["late"] is True
+    closed = json.loads(second.wait_for("position closed"))
+    assert closed["position"] == opened["position"]
+    second.signal(signal.SIGTERM)
+    assert second.ends()[0] == 0
+
+    held, orders = PositionTables(database).load(held_only=False)
+    assert [(p.position_id, p.status, p.realized_pnl) for p in held] == [
+        (opened["position"], "CLOSED", -1000)
+    ]
+    assert sorted(order.status for order in orders) == ["cancelled", "filled"]
+
+
+def test_an_agent_that_cannot_load_starts_halted(run, state_file, postgres, schema_name, database):
+    with database.transaction() as connection:
+        connection.execute(database.query("ALTER TABLE {schema}.positions RENAME TO elsewhere"))
+    agent = run(EXAMPLES / "agent.py", postgres.url, state_file, f"schema={schema_name}", "X-USD=1")
+
+    agent.wait_for("open positions could not be loaded: halted")
+    agent.wait_for("kill switch engaged")
+    agent.wait_for("hook failed")  # and goes on trying
+    agent.signal(signal.SIGTERM)
+    assert agent.ends()[0] == 0
+    assert state_file.with_name("KILL_SWITCH").exists()
 
 
 def test_the_unit_agrees_with_what_the_loop_tells():

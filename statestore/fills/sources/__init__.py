@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from statestore.model import Balances, Batch, KeyPermissions, Product
+from statestore.model import Balances, Batch, ExchangeOrder, KeyPermissions, Product
 
 
 class ReadOnlyViolation(RuntimeError):
@@ -31,6 +31,24 @@ class FillSource(Protocol):
 
     def products(self, product_ids: Collection[str]) -> Mapping[str, Product]:
         """Return the products that are known, by id; an unknown id is left out."""
+
+
+@runtime_checkable
+class OrderSource(Protocol):
+    """What became of orders, told by the exchange. It can do nothing else: nothing is placed.
+
+    Every method raises a `statestore.errors.SourceError` when it cannot give a whole answer.
+    """
+
+    @property
+    def name(self) -> str:
+        """Who says it, for reports."""
+
+    def orders(self, since: int) -> Sequence[ExchangeOrder]:
+        """Return every order made at or after an instant, whatever became of it."""
+
+    def order(self, exchange_order_id: str) -> ExchangeOrder | None:
+        """Return one order, None where the exchange does not know it."""
 
 
 @runtime_checkable

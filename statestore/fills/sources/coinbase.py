@@ -1,8 +1,8 @@
-"""Fills, balances and products of Coinbase Advanced Trade, read through its official SDK.
+"""Fills, balances, products and orders of Coinbase Advanced Trade, read through its official SDK.
 
 What is promised:
 
-* Only GET leaves, to one host, for the five paths named below. Two layers see to it: the client
+* Only GET leaves, to one host, for the paths named below. Two layers see to it: the client
   refuses every other method, and the one adapter of its session refuses it again, together with
   every other path. No redirect is followed. A source keeps no client, just a function that reads.
   Each thread that reads has a client of its own, all of them made in the one place.
@@ -44,10 +44,11 @@ from statestore.fills.normalise import balances_of, decode_json
 from statestore.fills.sources import ReadOnlyViolation
 from statestore.fills.sources import pace as pacing
 from statestore.fills.sources.abreast import read_slices
+from statestore.fills.sources.coinbase_orders import exchange_order
 from statestore.fills.sources.credentials import Credentials
 from statestore.fills.sources.pace import DEFAULT_RATE, LONGEST_HOLD, Pace
 from statestore.fills.sources.slices import Page, Progress, Slices
-from statestore.model import Balances, Batch, KeyPermissions, Product
+from statestore.model import Balances, Batch, ExchangeOrder, KeyPermissions, Product
 from statestore.times import NANOSECONDS, format_instant, now, parse_instant
 
 if TYPE_CHECKING:
@@ -56,14 +57,18 @@ if TYPE_CHECKING:
 BASE_URL = "api.coinbase.com"
 API = "/api/v3/brokerage"
 FILLS = f"{API}/orders/historical/fills"
+ORDERS = f"{API}/orders/historical/batch"
+ORDER = f"{API}/orders/historical"
 ACCOUNTS = f"{API}/accounts"
 PRODUCTS = f"{API}/products"
 KEY_PERMISSIONS = f"{API}/key_permissions"
 TIME = f"{API}/time"
 
 _PRODUCT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_ORDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*", re.ASCII)
 _READABLE = re.compile(
-    rf"{API}/(orders/historical/fills|accounts|key_permissions|time|products/{_PRODUCT_ID.pattern})",
+    rf"{API}/(orders/historical/{_ORDER_ID.pattern}|accounts|key_permissions|time"
+    rf"|products/{_PRODUCT_ID.pattern})",
     re.ASCII,
 )
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
@@ -75,6 +80,7 @@ _ASK_EARLIER = 1 * NANOSECONDS
 _ASK_LATER = 600 * NANOSECONDS
 
 _ACCOUNTS_LIMIT = 250  # the largest the exchange takes; its default of 49 hides holdings
+_ORDERS_LIMIT = 250
 _EMPTY_PAGES_IN_A_ROW = 20
 # No fill is older, so a window without a start is cut from here on.
 _FIRST_FILL = parse_instant("2015-01-01T00:00:00Z")
@@ -192,6 +198,33 @@ class CoinbaseSource:
                     continue
                 found[product_id] = _product(product_id, answer)
         return found
+
+    def orders(self, since: int) -> list[ExchangeOrder]:
+        """Return the orders made through the API at or after an instant, whatever became of them.
+
+        Those of the exchange's simple app are not in this list; `order` finds them.
+        """
+        params: dict[str, object] = {
+            "limit": _ORDERS_LIMIT,
+            "start_date": format_instant(max(since - _ASK_EARLIER, 0)),
+        }
+        pages = self._pages(ORDERS, params, "orders", ends_by_has_next=True)
+        return [exchange_order(row, self._name) for page, _ in pages for row in page]
+
+    def order(self, exchange_order_id: str) -> ExchangeOrder | None:
+        """Return one order, None where the exchange does not know it."""
+        if not _ORDER_ID.fullmatch(exchange_order_id):
+            return None
+        try:
+            answer = self._get(f"{ORDER}/{exchange_order_id}", {}, _NEVER)
+        except _NotFound:
+            return None
+        row = answer.get("order")
+        if not isinstance(row, dict):
+            raise IncompleteRead(
+                f"{self._name} {ORDER}/{exchange_order_id}: no order in the answer"
+            )
+        return exchange_order(row, self._name)
 
     def permissions(self) -> KeyPermissions:
         """Return what the key may do. More than viewing is more than a rebuild needs."""

@@ -1,0 +1,392 @@
+"""What may become of an order, what its fills do to a position, and when a price crosses.
+
+Pure functions of values; `statestore.runtime.orders` calls them inside a transaction that holds
+the rows they speak of.
+
+::
+
+    pending --> open --> filled                 pending --> filled | cancelled | rejected
+                  |----> cancelled              filled, cancelled and rejected are final;
+                  `----> rejected               open with filled_quantity > 0 is a partial fill
+
+A report of the exchange says how much is filled in all, never how much more: the difference to
+what the order's row holds is what is booked, so the same report twice books nothing twice.
+Average cost is that of `statestore.fills.replay`; a short is a long with its sides exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from statestore.amounts import ZERO, exact, written
+from statestore.errors import IllegalMove
+from statestore.fills.replay import Average, position_of
+from statestore.model import (
+    ExchangeOrder,
+    Order,
+    OrderSide,
+    OrderStatus,
+    OrderType,
+    Position,
+    PositionSide,
+    PositionStatus,
+)
+
+_FINAL: frozenset[OrderStatus] = frozenset()
+MOVES: Mapping[OrderStatus, frozenset[OrderStatus]] = {
+    OrderStatus.PENDING: frozenset(OrderStatus) - {OrderStatus.PENDING},
+    OrderStatus.OPEN: frozenset({OrderStatus.FILLED, OrderStatus.CANCELLED, OrderStatus.REJECTED}),
+    OrderStatus.FILLED: _FINAL,
+    OrderStatus.CANCELLED: _FINAL,
+    OrderStatus.REJECTED: _FINAL,
+}
+
+
+def moved(order: Order, to: OrderStatus) -> Order:
+    """Return the order with its new status.
+
+    Raises:
+        IllegalMove: there is no way from where it is.
+    """
+    if to not in MOVES[order.status]:
+        allowed = ", ".join(sorted(MOVES[order.status])) or "nothing: that is final"
+        raise IllegalMove(
+            f"order {order.order_id} ({order.symbol}) is {order.status} and cannot become {to}; "
+            f"from there it may become {allowed}"
+        )
+    return replace(order, status=to)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a report changes in an order.
+
+    Attributes:
+        quantity, value: filled since the last report, in base and in quote.
+        changed: False where the report is not newer than what is known.
+    """
+
+    order: Order
+    quantity: Decimal = ZERO
+    value: Decimal = ZERO
+    changed: bool = False
+
+
+@exact
+def progress(order: Order, report: ExchangeOrder) -> Progress:
+    """Return what the exchange's report makes of an order.
+
+    A report that says less than is known is an old one and changes nothing; so does a status the
+    exchange has and we do not know.
+
+    Raises:
+        IllegalMove: it says that a final order went on.
+    """
+    quantity = report.filled_quantity - order.filled_quantity
+    value = report.filled_value - order.filled_value
+    if report.status is None or quantity < 0:
+        return Progress(order)
+    if not order.status.live:
+        if report.status.live and not quantity:
+            return Progress(order)
+        if report.status is order.status and not quantity:
+            return Progress(order)
+        raise IllegalMove(
+            f"order {order.order_id} ({order.symbol}) is {order.status} with "
+            f"{order.filled_quantity:f} filled, which is final, but {report.venue} says "
+            f"{report.said} with {report.filled_quantity:f}; look at it there"
+        )
+    if value < 0 or (report.status is OrderStatus.FILLED and not report.filled_quantity):
+        raise IllegalMove(
+            f"order {order.order_id} ({order.symbol}): {report.venue} says {report.said} with "
+            f"{report.filled_quantity:f} filled for {report.filled_value:f}, after "
+            f"{order.filled_quantity:f} for {order.filled_value:f}, which cannot be"
+        )
+    status = report.status
+    if order.status is OrderStatus.OPEN and status is OrderStatus.PENDING:
+        status = OrderStatus.OPEN
+    after = replace(
+        order if status is order.status else moved(order, status),
+        exchange_order_id=report.exchange_order_id or order.exchange_order_id,
+        filled_quantity=report.filled_quantity,
+        filled_value=report.filled_value,
+        fees=order.fees if report.fees is None else report.fees,
+        error_message=report.reason or order.error_message,
+    )
+    if quantity:
+        after.filled_price = written(report.filled_value / report.filled_quantity)
+        after.filled_at = report.filled_at or order.filled_at
+    if not status.live:
+        after.cancel_wanted_at = None
+    return Progress(after, quantity, value, changed=after != order)
+
+
+# What fills do to a position -------------------------------------------------------------------
+
+
+def closing_side(position: Position) -> OrderSide:
+    return OrderSide.SELL if position.side is PositionSide.LONG else OrderSide.BUY
+
+
+def reduces(order: Order, position: Position) -> bool:
+    return order.side is closing_side(position)
+
+
+@exact
+def increased(position: Position, quantity: Decimal, value: Decimal) -> Position:
+    """Return the position after more was opened; its entry is the average cost of all of it."""
+    account = _account(position)
+    account.buy(quantity, value, ZERO, _ANY_TIME)
+    entry = position_of(account.book()).entry_price
+    assert entry is not None  # something is held, and its cost is known
+    return priced(
+        replace(
+            position,
+            quantity=position.quantity + quantity,
+            initial_quantity=position.initial_quantity + quantity,
+            entry_price=written(entry),
+        )
+    )
+
+
+@exact
+def reduced(
+    position: Position, quantity: Decimal, value: Decimal, at: datetime
+) -> tuple[Position, Decimal]:
+    """Return the position after some was closed, and what of the fill was more than was held.
+
+    The excess is not booked: a position never turns into its opposite by itself.
+    """
+    closing = min(quantity, position.quantity)
+    account = _account(position)
+    account.sell(closing, value * closing / quantity, ZERO)
+    gained = position_of(account.book()).realised
+    assert gained is not None  # one currency, and every cost is known
+    left = position.quantity - closing
+    sign = 1 if position.side is PositionSide.LONG else -1
+    after = replace(
+        position,
+        quantity=left,
+        realized_pnl=written(position.realized_pnl + sign * gained),
+        status=PositionStatus.PARTIALLY_CLOSED if left else PositionStatus.CLOSED,
+        closed_at=None if left else at,
+    )
+    return priced(after), quantity - closing
+
+
+_ANY_TIME = "1970-01-01T00:00:00Z"
+
+
+def _account(position: Position) -> Average:
+    account = Average("quote", "quote", ZERO)
+    cost = position.quantity * position.entry_price
+    account.buy(position.quantity, cost, ZERO, _ANY_TIME)
+    return account
+
+
+@exact
+def priced(position: Position, price: Decimal | None = None) -> Position:
+    """Return the position with its P&L at a price, the last known one without any."""
+    price = position.current_price if price is None else price
+    sign = 1 if position.side is PositionSide.LONG else -1
+    unrealized = sign * (price - position.entry_price) * position.quantity
+    after = replace(
+        position,
+        current_price=price,
+        unrealized_pnl=written(unrealized),
+        total_pnl=written(position.realized_pnl + unrealized),
+    )
+    after.unrealized_pnl_pct = percent(after)
+    return after
+
+
+@exact
+def percent(position: Position) -> Decimal:
+    """Return the unrealised P&L in percent of the cost; 0 of what cost nothing."""
+    cost = position.entry_price * position.quantity
+    return written(100 * position.unrealized_pnl / cost) if cost else ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """What one report did.
+
+    Attributes:
+        orders: every order that is not what it was, the reported one first.
+        position: after it; None where the order has none.
+        quantity: of the position, by which it grew or shrank.
+        unbooked: filled, but not in the position: more than it held, or it was closed before.
+        to_cancel: orders that should go but are (or may be) at the exchange, where only the
+            caller can cancel them. They stay what they are until the exchange says otherwise.
+    """
+
+    orders: tuple[Order, ...] = ()
+    position: Position | None = None
+    quantity: Decimal = ZERO
+    unbooked: Decimal = ZERO
+    to_cancel: tuple[Order, ...] = ()
+
+
+@exact
+def booked(
+    order: Order,
+    report: ExchangeOrder,
+    position: Position | None,
+    others: Iterable[Order],
+    now: datetime,
+) -> Booked:
+    """Return what a report does to an order, its position and the position's other orders.
+
+    Args:
+        others: all other orders of the position.
+        now: for what the report has no time of.
+
+    Raises:
+        IllegalMove: as in `progress`.
+    """
+    step = progress(order, report)
+    if not step.changed:
+        return Booked(position=position)
+    changed = [step.order]
+    if position is None:
+        return Booked(tuple(changed), unbooked=step.quantity)
+    after, unbooked = position, ZERO
+    if step.quantity and not position.status.held:
+        unbooked = step.quantity
+    elif step.quantity and reduces(order, position):
+        after, unbooked = reduced(position, step.quantity, step.value, step.order.filled_at or now)
+    elif step.quantity:
+        after = increased(position, step.quantity, step.value)
+    to_cancel = []
+    for other in others:
+        if not other.status.live:
+            continue
+        sibling = order.oco_group is not None and other.oco_group == order.oco_group
+        if not after.status.held or (sibling and step.order.status is OrderStatus.FILLED):
+            gone = withdrawn(other, now)
+            changed.append(gone)
+            to_cancel += [gone] if gone.status.live else []
+        elif _covered_all(other, position) and after.quantity != position.quantity:
+            # It was to close all that is held; it still is.
+            changed.append(replace(other, quantity=other.filled_quantity + after.quantity))
+    return Booked(
+        tuple(changed), after, abs(after.quantity - position.quantity), unbooked, tuple(to_cancel)
+    )
+
+
+def withdrawn(order: Order, now: datetime) -> Order:
+    """Return a live order after somebody wanted it gone.
+
+    Cancelled, if nobody but us ever knew it. Of one that is at the exchange, or that somebody was
+    told to send there, only the exchange can say that it is cancelled.
+    """
+    if not at_exchange(order):
+        return moved(order, OrderStatus.CANCELLED)
+    return replace(order, cancel_wanted_at=order.cancel_wanted_at or now)
+
+
+def _covered_all(order: Order, position: Position) -> bool:
+    return order.order_type.protects and not at_exchange(order) and order.left == position.quantity
+
+
+def at_exchange(order: Order) -> bool:
+    """Whether the exchange has it, or may have: somebody was told to send it there."""
+    return order.exchange_order_id is not None or order.triggered_at is not None
+
+
+# Stop-loss and take-profit ---------------------------------------------------------------------
+
+
+def crossed(order: Order, position: Position, price: Decimal) -> bool:
+    """Whether a price is where a stop-loss or take-profit was meant to act.
+
+    Long: stop-loss at its price or below, take-profit at its price or above. Short: mirrored.
+    """
+    if not order.order_type.protects or order.price is None:
+        return False
+    falls = (order.order_type is OrderType.STOP_LOSS) == (position.side is PositionSide.LONG)
+    return price <= order.price if falls else price >= order.price
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An order whose price was crossed, how much to close by it, and what to cancel before."""
+
+    order: Order
+    quantity: Decimal
+    cancel_first: tuple[Order, ...]
+
+
+@exact
+def due(
+    position: Position,
+    orders: Sequence[Order],
+    price: Decimal,
+    now: datetime,
+    patience: timedelta,
+) -> list[Due]:
+    """Return which orders of a position are to be acted on, the stop-loss before the take-profit.
+
+    Only orders that are not at the exchange, and never more than is held: what somebody was told
+    to send less than ``patience`` ago, or is at the exchange because its price was crossed, is
+    taken for under way, and no order of the same group is acted on meanwhile.
+    """
+    if not position.status.held:
+        return []
+    closing = [o for o in orders if o.status.live and reduces(o, position)]
+    running = [o for o in closing if _under_way(o, now, patience)]
+    left = position.quantity - sum((o.left for o in running), ZERO)
+    busy = {o.oco_group for o in running if o.oco_group is not None}
+    there = [o for o in closing if at_exchange(o) and o not in running]
+    found = []
+    for order in sorted(closing, key=lambda o: o.order_type is not OrderType.STOP_LOSS):
+        here_only = order.exchange_order_id is None and order.cancel_wanted_at is None
+        if not here_only or order in running or order.oco_group in busy or left <= 0:
+            continue
+        if crossed(order, position, price):
+            quantity = min(order.left, left)
+            found.append(Due(order, quantity, tuple(o for o in there if o is not order)))
+            left -= quantity
+            if order.oco_group is not None:
+                busy.add(order.oco_group)
+    return found
+
+
+def _under_way(order: Order, now: datetime, patience: timedelta) -> bool:
+    if order.triggered_at is None:
+        return False
+    return order.exchange_order_id is not None or now - order.triggered_at < patience
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How much of a position stop-loss and take-profit orders would close.
+
+    Attributes:
+        missing: units that no stop-loss closes.
+    """
+
+    position: Position
+    stop_loss: Decimal
+    take_profit: Decimal
+
+    @property
+    def missing(self) -> Decimal:
+        return max(self.position.quantity - self.stop_loss, ZERO)
+
+    @property
+    def whole(self) -> bool:
+        return not self.missing and self.take_profit >= self.position.quantity
+
+
+@exact
+def protection(position: Position, orders: Iterable[Order]) -> Protection:
+    """Return how far a position is protected by orders that are live and not being withdrawn."""
+    sums = {OrderType.STOP_LOSS: ZERO, OrderType.TAKE_PROFIT: ZERO}
+    for order in orders:
+        if order.status.live and order.order_type in sums and order.cancel_wanted_at is None:
+            sums[order.order_type] += order.left
+    return Protection(position, sums[OrderType.STOP_LOSS], sums[OrderType.TAKE_PROFIT])
