@@ -131,6 +131,19 @@ class PositionTables:
                 self.orders(connection, exchange=exchange, held_only=held_only),
             )
 
+    def lock_all(self, connection: psycopg.Connection[Any]) -> None:
+        """Keep every other writer of positions out before the end of the transaction.
+
+        Raises:
+            BackendError: one of them does not end within ten seconds.
+        """
+        connection.execute("SET LOCAL lock_timeout = '10s'")
+        connection.execute(
+            self._query(
+                "LOCK TABLE {schema}.positions, {schema}.orders IN SHARE ROW EXCLUSIVE MODE"
+            )
+        )
+
     def lock_position(
         self, connection: psycopg.Connection[Any], position_id: str
     ) -> Position | None:

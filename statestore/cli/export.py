@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from statestore.cli.exits import EPILOG, entry
 from statestore.cli.options import FILE, refuse_target, state_option
 from statestore.cli.output import note, print_json
+from statestore.cli.transfers import db_options, opened
 from statestore.config import Places, load_settings, places
-from statestore.errors import StateInvalid, UsageError
+from statestore.errors import UsageError
+
+if TYPE_CHECKING:
+    from statestore.disk.store import State
+    from statestore.runtime.envelope import Format
+    from statestore.runtime.transfer import Contents, Exported
 
 
 @click.command("export_positions", epilog=EPILOG)
@@ -43,6 +49,7 @@ from statestore.errors import StateInvalid, UsageError
     help="jsonl and csv have a line for each position.",
 )
 @state_option
+@db_options
 def command(
     status: str | None,
     timeframe: str | None,
@@ -50,28 +57,41 @@ def command(
     sections: tuple[str, ...],
     include_regime: bool,
     kind: str,
-    form: Any,
+    form: Format,
     state: Path | None,
+    db: str | None,
+    schema: str | None,
 ) -> None:
     """Write the positions of a state to one file, with every column they have.
 
     The file is written whole or not at all, read back, and carries a count and a checksum, so that
     what was cut or changed is not imported. The balances that the state knows are noted in it. What
     is not in it is said: positions of regime drivers (a bootstrap makes them again), and sections
-    of the state that were not named.
+    of the state that were not named. With --db: the positions of a database, and their orders.
     """
     where = places(load_settings(), state=state)
     refuse_target("--output", output, where.files)
-    if kind == "state" and (status or timeframe or sections or include_regime):
-        raise UsageError("--kind state is everything; it takes no filter and no --section")
-    exported = (
-        _export_state(where)
-        if kind == "state"
-        else _export_positions(where, status, timeframe, sections, include_regime)
-    )
+    if kind == "state" and (status or timeframe or sections or include_regime or db):
+        raise UsageError("--kind state is all of a state file; it takes no filter, section or --db")
     from statestore.runtime import envelope
-    from statestore.runtime.transfer import default_name
+    from statestore.runtime.transfer import Exported, default_name, export_positions, export_state
 
+    if kind == "state":
+        exported, origin = Exported(export_state(_load(where))), str(where.state)
+    else:
+        held = _contents(where, db, schema, state)
+        # Of a database the orders are no section of somebody else's: positions are not safe alone.
+        orders = ("orders",) if db is not None and held.sections["orders"] else ()
+        exported, origin = (
+            export_positions(
+                held,
+                status=status,
+                timeframe=timeframe,
+                sections=(*sections, *orders),
+                include_regime=include_regime,
+            ),
+            held.name,
+        )
     made = exported.envelope
     path = output or Path(default_name(made, form))
     try:
@@ -79,8 +99,8 @@ def command(
     except FileExistsError as error:
         raise UsageError(f"{path} is there already; name another with --output") from error
     things = "sections" if kind == "state" else "positions"
-    note(f"Exported {made.count} {things} of {exported_from(made.source, where)} to {path}.")
-    _tell_what_is_left(exported, made.count)
+    note(f"Exported {made.count} {things} of {origin} to {path}.")
+    _tell_what_is_left(exported)
     print_json(
         {
             "action": "export",
@@ -103,39 +123,18 @@ def command(
     )
 
 
-def exported_from(source: Any, where: Places) -> str:
-    return f"{where.state} (revision {source['revision']})"
+def _contents(where: Places, db: str | None, schema: str | None, state: Path | None) -> Contents:
+    if db is None:
+        from statestore.runtime.transfer import contents_of
+
+        return contents_of(_load(where), where.state)
+    from statestore.runtime.tables import read_tables
+
+    with opened(db, schema, state=state) as tables:
+        return read_tables(tables).contents
 
 
-def _export_positions(
-    where: Places,
-    status: str | None,
-    timeframe: str | None,
-    sections: tuple[str, ...],
-    include_regime: bool,
-) -> Any:
-    from statestore.runtime.transfer import contents_of, export_positions
-
-    loaded = _load(where)
-    try:
-        return export_positions(
-            contents_of(loaded, where.state),
-            status=status,
-            timeframe=timeframe,
-            sections=sections,
-            include_regime=include_regime,
-        )
-    except ValueError as error:
-        raise StateInvalid(where.state, f"{where.state}: positions.{error}") from error
-
-
-def _export_state(where: Places) -> Any:
-    from statestore.runtime.transfer import Exported, export_state
-
-    return Exported(export_state(_load(where)))
-
-
-def _load(where: Places) -> Any:
+def _load(where: Places) -> State:
     from statestore.disk.store import StateStore
 
     store = StateStore(where.state, backup_dir=where.backup_dir)
@@ -145,7 +144,7 @@ def _load(where: Places) -> Any:
     return loaded
 
 
-def _tell_what_is_left(exported: Any, count: int) -> None:
+def _tell_what_is_left(exported: Exported) -> None:
     if exported.regime:
         note(f"Left out: {exported.regime} of regime drivers (--include-regime).")
     if exported.unmatched:
@@ -154,7 +153,7 @@ def _tell_what_is_left(exported: Any, count: int) -> None:
     if exported.sections_left:
         names = ", ".join(exported.sections_left)
         note(f"Not in the file: {names} (--section NAME, or --kind state for everything).")
-    if not count:
+    if not exported.envelope.count:
         note("Warning: the file holds nothing.")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, places
+from statestore.cli.transfers import db_options, import_halted, opened
+from statestore.config import Places, load_settings, places
 from statestore.errors import UsageError
 
 if TYPE_CHECKING:
+    from statestore.backends.positions import PositionTables
     from statestore.runtime.envelope import Envelope
-    from statestore.runtime.transfer import Import
+    from statestore.runtime.transfer import Conflict, Contents, Import
 
 _SHOWN = 20
 
@@ -37,6 +40,13 @@ _SHOWN = 20
 @click.option("--replace", is_flag=True, help="Put a whole state (--kind state) in place of it.")
 @click.option("--verify", is_flag=True, help="Only compare: exit 3 unless all of it is there.")
 @state_option
+@db_options
+@click.option(
+    "--exchange",
+    default="coinbase",
+    show_default=True,
+    help="With --db: of positions that name none.",
+)
 @kill_switch_option
 @backup_dir_option
 @allow_live_option
@@ -49,6 +59,9 @@ def command(
     replace: bool,
     verify: bool,
     state: Path | None,
+    db: str | None,
+    schema: str | None,
+    exchange: str,
     kill_switch: Path | None,
     backup_dir: Path | None,
     allow_live: bool,
@@ -65,35 +78,49 @@ def command(
     The kill switch has to be engaged. The state is backed up first, so that "statestore undo" takes
     this back. --dry-run says what would be done, and writes nothing; --verify says afterwards
     whether it is all there. Exports and backups of other programs are read as well.
+
+    With --db it is one transaction on the tables positions and orders; the audit file lists the new
+    ids, and there is no backup and no undo of it.
     """
-    from statestore.disk.store import StateStore
     from statestore.runtime import envelope
-    from statestore.runtime.transfer import Contents, contents_of, plan_import, save_import
 
     if verify and (dry_run or skip_existing or keep_ids or replace):
-        raise UsageError("--verify only reads; it takes no other option but --state")
+        raise UsageError("--verify only reads; it takes none of the options that say how to write")
+    if db is not None and replace:
+        raise UsageError("--replace is for a state file; a database takes positions")
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     read = envelope.read(file)
     _tell(file, read)
+    asked: dict[str, Any] = {"skip_existing": skip_existing, "keep_ids": keep_ids}
+    if db is not None:
+        with opened(db, schema, state=state) as tables:
+            return _into_tables(
+                tables,
+                where,
+                file,
+                read,
+                asked | {"exchange": exchange},
+                dry_run=dry_run,
+                verify=verify,
+                allow_live=allow_live,
+                yes=yes,
+            )
+    from statestore.disk.store import StateStore
+    from statestore.runtime.transfer import NOTHING, contents_of, plan_import, save_import
+
     store = StateStore(where.state, backup_dir=where.backup_dir)
     found = store.load(numbers="decimal", missing_ok=not verify)
     if found.meta.recovered_from is not None:
         note(f"Warning: {store.path} {found.meta.recovered_why}; read from {found.meta.path}")
-    held = Contents(str(store.path), {}, found, {}) if replace else contents_of(found, store.path)
+    held = NOTHING if replace else contents_of(found, store.path)
     if verify:
         return _verify(file, read, held)
-    plan = plan_import(read, held, skip_existing=skip_existing, keep_ids=keep_ids, replace=replace)
+    plan = plan_import(read, held, replace=replace, **asked)
     report = _report(file, read, plan)
     _show(plan)
     if dry_run:
-        if plan.conflicts:
-            note(
-                "It would be refused: keep what is there with --skip-existing, or remove it first."
-            )
-        note("Dry run: nothing was written.")
-        about = {"path": str(store.path), "revision": found.meta.revision}
-        print_json({"action": "import", "dry_run": True, **about, **report})
+        _preview(plan, report | {"path": str(store.path), "revision": found.meta.revision})
         return 0
     plan.refuse()
     from statestore.cli.guarded import replace_state, retention
@@ -111,6 +138,45 @@ def command(
         may_begin=True,
     )
     return 0
+
+
+def _into_tables(
+    tables: PositionTables,
+    where: Places,
+    file: Path,
+    read: Envelope,
+    asked: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    verify: bool,
+    allow_live: bool,
+    yes: bool,
+) -> int:
+    from statestore.runtime.tables import prepare, read_tables
+
+    there = read_tables(tables)
+    if verify:
+        return _verify(file, read, there.contents)
+    plan = prepare(read, there, **asked).plan
+    _show(plan)
+    about = {"path": tables.database.address}
+    if dry_run:
+        _preview(plan, _report(file, read, plan) | about)
+        return 0
+    plan.refuse()
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Write this to {tables.database.address}?", abort=True, err=True)
+    done = import_halted(tables, read, where, file, allow_live=allow_live, asked=asked)
+    note(f"{len(done.positions)} position(s) are in {tables.database.address}.")
+    print_json({"action": "import", "dry_run": False, **about, **_report(file, read, done)})
+    return 0
+
+
+def _preview(plan: Import, report: Mapping[str, Any]) -> None:
+    if plan.conflicts:
+        note("It would be refused: keep what is there with --skip-existing, or remove it first.")
+    note("Dry run: nothing was written.")
+    print_json({"action": "import", "dry_run": True, **report})
 
 
 def _tell(file: Path, read: Envelope) -> None:
@@ -147,7 +213,7 @@ def _report(file: Path, read: Envelope, plan: Import) -> dict[str, Any]:
     }
 
 
-def _as_json(conflicts: Any) -> list[dict[str, str]]:
+def _as_json(conflicts: Iterable[Conflict]) -> list[dict[str, str]]:
     return [{"where": c.where, "key": c.key, "why": c.why} for c in conflicts]
 
 
@@ -173,7 +239,7 @@ def _counted(count: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in count.items() if number) or "empty"
 
 
-def _verify(file: Path, read: Envelope, held: Any) -> int:
+def _verify(file: Path, read: Envelope, held: Contents) -> int:
     from statestore.runtime.transfer import verify_import
 
     missing = list(verify_import(read, held))

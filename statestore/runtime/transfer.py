@@ -54,12 +54,17 @@ class Contents:
         entries: positions by key; exact numbers.
         sections: everything else, by name; empty where a place has only positions.
         source: for the envelope: ``backend``, ``revision``, ``sha256``.
+        by_asset: two keys for one asset are one position (no two exchanges are in it).
     """
 
     name: str
     entries: Mapping[str, Any]
     sections: Mapping[str, Any]
     source: Mapping[str, Any]
+    by_asset: bool = True
+
+
+NOTHING = Contents("nothing", {}, {}, {})
 
 
 def contents_of(state: State, path: Path) -> Contents:
@@ -121,7 +126,7 @@ def export_positions(
 
     Raises:
         UsageError: a section is not there.
-        ValueError: an entry has a column of ours.
+        StateInvalid: an entry has a column of ours.
     """
     named = list(dict.fromkeys(sections))
     for name in named:
@@ -136,7 +141,7 @@ def export_positions(
         if not wanted_regime and _is_regime(entry):
             regime += 1
         elif _matches(entry, status, timeframe):
-            rows.append(as_row(key, entry))
+            rows.append(_as_row(contents.name, key, entry))
         else:
             unmatched[status_of(entry)] = unmatched.get(status_of(entry), 0) + 1
     known_as = next((name for name in _BALANCES if contents.sections.get(name)), None)
@@ -180,6 +185,13 @@ def status_of(entry: Any) -> str:
     if isinstance(said, str) and said:
         return said.lower()
     return "closed" if legacy.is_closed(entry) else "active"
+
+
+def _as_row(name: str, key: str, entry: Any) -> Row:
+    try:
+        return as_row(key, entry)
+    except ValueError as error:
+        raise StateInvalid(Path(name), f"{name}: positions.{error}", f"positions.{key}") from None
 
 
 def _matches(entry: Any, status: str | None, timeframe: str | None) -> bool:
@@ -328,7 +340,7 @@ def import_positions(
     state = store.load(numbers="decimal")
     plan = plan_import(
         envelope,
-        Contents("", {}, {}, {}) if replace else contents_of(state, store.path),
+        NOTHING if replace else contents_of(state, store.path),
         skip_existing=skip_existing,
         keep_ids=keep_ids,
         replace=replace,
@@ -349,7 +361,8 @@ class _There:
 
     def __init__(self, contents: Contents, keep_ids: bool) -> None:
         self._keys = contents.entries.keys()
-        self._assets = {asset: key for key in contents.entries if (asset := asset_of(key))}
+        keys = contents.entries if contents.by_asset else ()
+        self._assets = {asset: key for key in keys if (asset := asset_of(key))}
         self._ids: dict[str, str] | None = {} if keep_ids else None
         if self._ids is not None:
             for key, entry in contents.entries.items():

@@ -293,6 +293,86 @@ def test_a_legacy_file_says_what_nothing_vouches_for_and_what_was_closed(
     assert list(StateStore(state_file).load()["positions"]) == ["solana:Demo1111:1h"]
 
 
+def test_from_a_state_file_into_a_database_and_back_after_a_wipe_of_both(
+    statestore: Run,
+    at: Run,
+    store: StateStore,
+    kill_switch: Any,
+    tmp_path: Path,
+    postgres: Any,
+    database: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store.save({"positions": {"ETH-USD": {"quantity": 0.5, "entry_price": 3000}, "D": ROW}})
+    monkeypatch.setenv("STATE_FILE", str(store.path))
+    there = ["--db", postgres.url, "--schema", database.schema]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    at("export", "--output", first)
+    dry = statestore("import", first, "--dry-run", *there)
+    halted = statestore("import", first, *there)
+    kill_switch.engage("move", "me")
+    moved = statestore("import", first, "--yes", *there)
+    again = statestore("import", first, "--yes", *there)
+    wipe(store)
+
+    assert (dry.code, halted.code, moved.code, again.code) == (0, 6, 0, 3), moved.err
+    assert dry.json["positions"] == moved.json["positions"] == ["ETH-USD", "D"]
+    assert "positions.ETH-USD is there already" in again.error
+    assert statestore("import", first, "--verify", *there).json["ok"]
+    assert statestore("import", first, "--dry-run", "--skip-existing", *there).json["skipped"] == 2
+
+    exported = statestore("export", "--output", second, "--status", "active", *there)
+    with database.transaction() as connection:
+        connection.execute(database.query("DELETE FROM {schema}.positions"))
+    assert statestore("import", first, "--verify", *there).code == 3
+    back = at("import", second, "--yes")
+
+    assert exported.json["count"] == 2, exported.err
+    assert back.code == 0, back.err
+    assert StateStore(store.path).load()["positions"]["D"]["features"] == ROW["features"]
+    assert at("import", first, "--verify").code == 0
+
+
+def test_the_audit_file_says_which_rows_came_into_a_database(
+    statestore: Run,
+    at: Run,
+    store: StateStore,
+    kill_switch: Any,
+    tmp_path: Path,
+    postgres: Any,
+    database: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STATE_FILE", str(store.path))
+    store.save({"positions": {"D": ROW}})
+    kill_switch.engage("move", "me")
+    file = tmp_path / "first.json"
+    at("export", "--output", file)
+    ran = statestore("import", file, "--yes", "--db", postgres.url, "--schema", database.schema)
+
+    line = list(AuditLog(store.path.parent / "state_audit.jsonl").entries())[-1]
+    with database.transaction() as connection:
+        found = connection.execute(database.query("SELECT id::text FROM {schema}.positions"))
+        assert [line["positions"]["D"]] == [row[0] for row in found]
+    assert (line["action"], line["state"]) == ("import", ran.json["path"])
+    assert line["from_sha256"] == envelope.read(file).sha256
+
+
+def test_a_database_that_is_not_there_is_exit_10_and_shows_no_password(
+    statestore: Run, at: Run, store: StateStore, tmp_path: Path, postgres: Any
+) -> None:
+    file = tmp_path / "first.json"
+    at("export", "--output", file)
+    url = "postgresql://me:s3cret@127.0.0.1:1/nothing"
+    gone = statestore("import", file, "--db", url, "--dry-run")
+    bare = statestore("import", file, "--db", postgres.url, "--schema", "never_made", "--dry-run")
+    both = statestore("export", "--db", url, "--state", store.path)
+
+    assert (gone.code, bare.code, both.code) == (10, 10, 2)
+    assert "s3cret" not in gone.err + gone.out
+    assert "db upgrade" in bare.error or "db init" in bare.error
+
+
 @pytest.mark.parametrize("script", ["export_positions", "import_positions"])
 def test_the_documents_names_run_as_scripts_and_are_the_commands(script: str) -> None:
     ran = subprocess.run(
