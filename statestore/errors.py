@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, as one tree.
+"""Every error this package raises on purpose, as one tree::
 
     StateStoreError
     |-- UsageError                  options that contradict each other or mean nothing
