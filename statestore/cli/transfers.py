@@ -87,6 +87,8 @@ def import_halted(
         "state": tables.database.address,
         "by": operator(),
         "version": __version__,
+        "revision": None,
+        "sha256": None,
         "from": str(file.absolute()),
         "from_sha256": read.sha256,
         "positions": ids,
