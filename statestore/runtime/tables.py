@@ -17,7 +17,7 @@ An import is one transaction, under a lock of the table: all of it, or nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -71,6 +71,10 @@ _NANOSECONDS_OF_A_MICROSECOND = 1_000
 
 class Unsuitable(ValueError):
     """A row says something the tables cannot hold; the message is a predicate of the row."""
+
+
+class _Present(Unsuitable):
+    """What it says is there already."""
 
 
 # Reading
@@ -249,22 +253,27 @@ def prepare(
 ) -> Prepared:
     """Return what `import_tables` does where the tables hold what is `there`."""
     plan = plan_import(envelope, there.contents, skip_existing=skip_existing, keep_ids=keep_ids)
-    conflicts = list(plan.conflicts)
+    conflicts, skipped = list(plan.conflicts), list(plan.skipped)
     held, ids = set(there.held), set(there.orders)
+    added: dict[str, Any] = {}
     positions: list[Position] = []
     orders: list[Order] = []
     for key, entry in plan.positions.items():
         try:
             position = with_metadata(key, entry, exchange)
             if position.status.held and _one(position) in held:
-                raise Unsuitable(f"is there already, as {' '.join(_one(position))}")
+                raise _Present(f"is there already, as {' '.join(_one(position))}")
             listed = [order_of(said, position.position_id) for said in entry.get(OF_ROW, ())]
             _claim(ids, listed)
         except Unsuitable as error:
-            conflicts.append(Conflict(POSITIONS, key, str(error)))
+            if skip_existing and isinstance(error, _Present):
+                skipped.append(key)
+            else:
+                conflicts.append(Conflict(POSITIONS, key, str(error)))
             continue
         if position.status.held:
             held.add(_one(position))
+        added[key] = entry
         positions.append(position)
         orders += listed
     for name, value in plan.sections.items():
@@ -282,14 +291,15 @@ def prepare(
                 conflicts.append(Conflict(ORDERS, order_id, str(error)))
             else:
                 orders.append(order)
-    return Prepared(replace(plan, conflicts=tuple(conflicts)), positions, orders)
+    plan = replace(plan, positions=added, skipped=tuple(skipped), conflicts=tuple(conflicts))
+    return Prepared(plan, positions, orders)
 
 
-def _claim(ids: set[str], orders: Iterable[Order]) -> None:
+def _claim(ids: set[str], orders: Sequence[Order]) -> None:
     for order in orders:
         if order.order_id in ids:
-            raise Unsuitable(f"has the order {order.order_id:.60}, which is there already")
-        ids.add(order.order_id)
+            raise _Present(f"has the order {order.order_id:.60}, which is there already")
+    ids.update(order.order_id for order in orders)
 
 
 def with_metadata(key: str, entry: Any, exchange: str) -> Position:

@@ -213,6 +213,32 @@ def test_a_position_that_is_there_is_refused_and_nothing_is_written(tables, file
     assert (len(plan.positions), plan.skipped) == (2, ("ETH-USD",))
 
 
+def test_one_position_of_a_symbol_and_side_whatever_its_key(tables):
+    tables.insert([position("ETH-USD")])
+    row = {"_key": "mine", "symbol": "ETH-USD", "quantity": 1, "entry_price": 1}
+    file = Envelope(kind="positions", rows=[row, row | {"_key": "short", "side": "SHORT"}])
+
+    with pytest.raises(ImportRefused, match="mine is there already, as coinbase ETH-USD LONG"):
+        take(tables, file)
+    plan = take(tables, file, skip_existing=True)
+    assert (list(plan.positions), plan.skipped) == (["short"], ("mine",))
+
+    row |= {"_key": "new", "symbol": "SOL-USD"}
+    with pytest.raises(ImportRefused, match="newer is there already"):  # twice in the file
+        take(tables, replace(file, rows=[row, row | {"_key": "newer"}]))
+
+
+def test_an_order_the_exchange_knows_comes_in_once(tables, path):
+    held = position()
+    tables.insert([held], [stop(held)])
+    row = exported(tables, path).rows[0] | {"symbol": "SOL/USDT"}
+    file = Envelope(kind="positions", rows=[row])
+
+    with pytest.raises(ImportRefused, match=r"has the order .* which is there already"):
+        take(tables, file)
+    assert take(tables, file, skip_existing=True).skipped == ("SOL/USDT",)
+
+
 def test_a_dry_run_says_what_the_real_run_does(tables, file):
     dry = prepare(file, read_tables(tables), exchange="coinbase")
     assert read_tables(tables).contents.entries == {}
