@@ -16,6 +16,7 @@ from statestore.config import load_settings, places
 from statestore.disk.codec import Document, parse, to_json
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateStore
+from statestore.errors import UsageError
 
 
 @click.command("diff", epilog=EPILOG)
@@ -51,6 +52,10 @@ def command(
     paths = path_of(store, before), path_of(store, after)
     old, new = (read_document(path) for path in paths)
     for path, document in zip(paths, (old, new), strict=True):
+        if b'"statestore-export/' in document.sections.get("format", b""):
+            raise UsageError(
+                f"{path} is an export; `statestore import {path} --verify` compares it"
+            )
         if document.why:
             note(f"Warning: {path} {document.why}")
     report = differences(old, new)

@@ -10,7 +10,7 @@ import click
 from statestore.cli.exits import EPILOG, entry
 from statestore.cli.options import FILE, refuse_target, state_option
 from statestore.cli.output import note, print_json
-from statestore.cli.transfers import db_options, opened
+from statestore.cli.transfers import db_options, opened, refuse_lone
 from statestore.config import Places, load_settings, places
 from statestore.errors import UsageError
 
@@ -69,6 +69,7 @@ def command(
     is not in it is said: positions of regime drivers (a bootstrap makes them again), and sections
     of the state that were not named. With --db: the positions of a database, and their orders.
     """
+    refuse_lone(db, schema=schema)
     where = places(load_settings(), state=state)
     refuse_target("--output", output, where.files)
     if kind == "state" and (status or timeframe or sections or include_regime or db):

@@ -20,7 +20,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.cli.transfers import db_options, import_halted, opened
+from statestore.cli.transfers import db_options, import_halted, opened, refuse_lone
 from statestore.config import Places, load_settings, places
 from statestore.errors import UsageError
 
@@ -41,12 +41,7 @@ _SHOWN = 20
 @click.option("--verify", is_flag=True, help="Only compare: exit 3 unless all of it is there.")
 @state_option
 @db_options
-@click.option(
-    "--exchange",
-    default="coinbase",
-    show_default=True,
-    help="With --db: of positions that name none.",
-)
+@click.option("--exchange", help="With --db: of positions that name none.  [default: coinbase]")
 @kill_switch_option
 @backup_dir_option
 @allow_live_option
@@ -61,7 +56,7 @@ def command(
     state: Path | None,
     db: str | None,
     schema: str | None,
-    exchange: str,
+    exchange: str | None,
     kill_switch: Path | None,
     backup_dir: Path | None,
     allow_live: bool,
@@ -86,6 +81,7 @@ def command(
 
     if verify and (dry_run or skip_existing or keep_ids or replace):
         raise UsageError("--verify only reads; it takes none of the options that say how to write")
+    refuse_lone(db, schema=schema, exchange=exchange)
     if db is not None and replace:
         raise UsageError("--replace is for a state file; a database takes positions")
     settings = load_settings()
@@ -100,7 +96,7 @@ def command(
                 where,
                 file,
                 read,
-                asked | {"exchange": exchange},
+                asked | {"exchange": exchange or "coinbase"},
                 dry_run=dry_run,
                 verify=verify,
                 allow_live=allow_live,

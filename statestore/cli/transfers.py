@@ -32,6 +32,13 @@ def db_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def refuse_lone(db: str | None, **needing: object) -> None:
+    """Raise `UsageError` where an option that needs ``--db`` stands without it."""
+    for name, value in needing.items():
+        if db is None and value is not None:
+            raise UsageError(f"--{name} says something about a database; name it with --db")
+
+
 @contextmanager
 def opened(db: str, schema: str | None, *, state: Path | None) -> Iterator[PositionTables]:
     """Give the tables of a database, whose schema is the one this version works on.

@@ -93,10 +93,11 @@ def understand(path: Path, digest: str, document: Any) -> Legacy:
         return _exported_positions(path, digest, document)
     if "exported_at" in document and "tokens" in document:
         return _exported_tokens(path, digest, document)
+    found = ", ".join(list(document)[:8]) or "no keys"
     raise StateInvalid(
         path,
-        f"{path} is of no shape that is known: a backup (backup_timestamp), or an export of "
-        f"positions or tokens (exported_at); it has {', '.join(list(document)[:8]) or 'no keys'}",
+        f"{path} is of no shape that is known: an export of ours (format), of positions or tokens "
+        f"(exported_at), or a backup (backup_timestamp); it has {found}",
     )
 
 

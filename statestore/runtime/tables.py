@@ -263,7 +263,7 @@ def prepare(
             position = with_metadata(key, entry, exchange)
             if position.status.held and _one(position) in held:
                 raise _Present(f"is there already, as {' '.join(_one(position))}")
-            listed = [order_of(said, position.position_id) for said in entry.get(OF_ROW, ())]
+            listed = [order_of(said, position.position_id) for said in _listed(entry)]
             _claim(ids, listed)
         except Unsuitable as error:
             if skip_existing and isinstance(error, _Present):
@@ -293,6 +293,13 @@ def prepare(
                 orders.append(order)
     plan = replace(plan, positions=added, skipped=tuple(skipped), conflicts=tuple(conflicts))
     return Prepared(plan, positions, orders)
+
+
+def _listed(entry: Mapping[str, Any]) -> list[Any]:
+    listed = entry.get(OF_ROW, [])
+    if not isinstance(listed, list):
+        raise Unsuitable(f"has {OF_ROW} that are no list")
+    return listed
 
 
 def _claim(ids: set[str], orders: Sequence[Order]) -> None:
@@ -399,6 +406,8 @@ def order_of(said: Any, position_id: str | None) -> Order:
     if not isinstance(said, Mapping):
         raise Unsuitable("has an order that is no object")
     values: dict[str, Any] = {name: said[name] for name in _ORDER if name in said}
+    if not isinstance(values.get("order_id"), str):
+        raise Unsuitable("has an order without an order_id")
     try:
         for name in _DECIMALS:
             if values.get(name) is not None:

@@ -231,6 +231,16 @@ def test_the_whole_state_goes_out_and_comes_back(
     assert list(StateStore(store.path).load()["positions"]) == ["SOL-USD"]
 
 
+def test_a_diff_with_an_export_says_which_command_compares_it(
+    at: Run, store: StateStore, tmp_path: Path
+) -> None:
+    at("export", "--output", tmp_path / "e.json")
+    ran = at("diff", tmp_path / "e.json", "state")
+
+    assert ran.code == 2
+    assert "e.json --verify` compares it" in ran.error
+
+
 def test_an_export_never_lands_on_a_file_of_the_state(at: Run, store: StateStore) -> None:
     before = seen(store.path.parent)
     ran = at("export", "--output", store.backup_path)
@@ -246,7 +256,13 @@ def test_an_export_never_lands_on_a_file_of_the_state(at: Run, store: StateStore
         (["export", "--section", "learning"], "no section 'learning'"),
         (["export", "--kind", "state", "--status", "active"], "takes no filter"),
         (["export", "--kind", "state", "--format", "csv"], "csv holds rows"),
+        (["export", "--schema", "x"], "name it with --db"),
         (["import"], "Missing argument"),
+        (["import", "nothing.json", "--exchange", "kraken"], "name it with --db"),
+        (
+            ["import", "nothing.json", "--db", "postgresql://h/d", "--replace"],
+            "is for a state file",
+        ),
         (["import", "nothing.json", "--verify", "--dry-run"], "--verify only reads"),
     ],
 )

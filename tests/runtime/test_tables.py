@@ -262,6 +262,8 @@ def test_a_dry_run_says_what_the_real_run_does(tables, file):
             "quantity2",
         ),
         ({"quantity": 1, "entry_price": 1, "_orders": [{"order_id": "x"}]}, "not understood"),
+        ({"quantity": 1, "entry_price": 1, "_orders": [{"order_id": 7}]}, "without an order_id"),
+        ({"quantity": 1, "entry_price": 1, "_orders": 7}, "are no list"),
         ({"_value": True}, "no object"),
     ],
 )
