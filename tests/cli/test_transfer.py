@@ -231,6 +231,14 @@ def test_the_whole_state_goes_out_and_comes_back(
     assert list(StateStore(store.path).load()["positions"]) == ["SOL-USD"]
 
 
+def test_include_is_another_name_of_section(at: Run, store: StateStore, tmp_path: Path) -> None:
+    file = tmp_path / "e.json"
+    ran = at("export", "--include", "registry", "--section", "cash_balances", "--output", file)
+
+    assert ran.json["sections"] == ["registry", "cash_balances"]
+    assert envelope.read(file).sections["registry"] == STATE["registry"]
+
+
 def test_a_diff_with_an_export_says_which_command_compares_it(
     at: Run, store: StateStore, tmp_path: Path
 ) -> None:
