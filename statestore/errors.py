@@ -28,6 +28,7 @@
     |   |   `-- SaveUncertain       it broke during a save, and nobody knows whether that is saved
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
+    |-- ImportRefused               what a file holds is there already, so nothing is written
     `-- PlanStale                   what a saved plan was made from has changed
 
 A message names the file or the fill, what was found, what was expected, and what to do next. No
@@ -217,6 +218,10 @@ class SchemaOutdated(BackendError):
 
 class RebuildRefused(StateStoreError):
     """At least one position in scope is not proven, so nothing was written."""
+
+
+class ImportRefused(StateStoreError):
+    """At least one position of a file is there already, so nothing was written."""
 
 
 class PlanStale(StateStoreError):

@@ -186,16 +186,39 @@ class Verified(TypedDict):
     warnings: list[Warned]
 
 
+class Export(TypedDict):
+    """An export: what moves from one place to another. Columns of a row are whatever they are.
+
+    ``positions`` or ``tokens`` by ``kind``; a whole ``state`` is all in ``sections``. ``sha256`` is
+    that of the file with zeros in its place; who edits a file on purpose takes it out.
+    """
+
+    format: Literal["statestore-export/1"]
+    kind: Literal["positions", "tokens", "state"]
+    sha256: NotRequired[str]
+    exported_at: Instant
+    count: int
+    filters: dict[str, Any]
+    source: dict[str, Any]
+    balances: dict[str, Any] | None
+    positions: NotRequired[list[dict[str, Any]]]
+    tokens: NotRequired[list[dict[str, Any]]]
+    sections: dict[str, Any]
+
+
 class AuditLine(TypedDict):
-    """A line of the audit file. ``prev`` is the SHA-256 of the line before it."""
+    """A line of the audit file. ``prev`` is the SHA-256 of the line before it.
+
+    ``state`` is a file, or the address of a database, which has no ``revision`` and ``sha256``.
+    """
 
     at: Instant
     action: str
     state: str
     by: str
     version: NotRequired[str]
-    revision: int
-    sha256: str
+    revision: int | None
+    sha256: str | None
     revision_before: NotRequired[int | None]
     sha256_before: NotRequired[str | None]
     backup: NotRequired[str | None]
@@ -212,6 +235,7 @@ FORMATS: dict[str, Any] = {
     "plan": Plan,
     "fill-record": FillRecord,
     "verify": Verified,
+    "export": Export,
     "audit": AuditLine,
 }
 

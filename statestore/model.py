@@ -7,6 +7,7 @@ nanoseconds since 1970 in UTC (see `statestore.times`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +29,25 @@ CASH = frozenset(f"{_FIAT} {_STABLE}".split())
 def settled_in(currency: str) -> str:
     """Return the unit of account of a quote currency: USDC counts as USD, others as themselves."""
     return PEGS.get(currency, currency)
+
+
+_DERIVATIVES = frozenset({"PERP", "SWAP", "FUT", "INTX"})
+_KEY = re.compile(r"([A-Z0-9]+)(?:[-/_]([A-Z][A-Z0-9]*))?", re.ASCII)
+
+
+def asset_of(key: str) -> str | None:
+    """Return the asset a key of a state's positions is about, None when it is about none.
+
+    ``ETH``, ``ETH-USD``, ``eth/usd`` and ``ETH_USD`` are ETH.
+    """
+    match = _KEY.fullmatch(key.upper())
+    return None if match is None or match[2] in _DERIVATIVES else match[1]
+
+
+def quote_of(key: str) -> str | None:
+    """Return the quote currency a key names, None when it names none."""
+    match = _KEY.fullmatch(key.upper())
+    return match[2] if match else None
 
 
 class Side(StrEnum):

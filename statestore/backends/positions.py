@@ -145,6 +145,19 @@ class PositionTables:
                 self.orders(connection, exchange=exchange, held_only=held_only),
             )
 
+    def lock_all(self, connection: Connection) -> None:
+        """Keep every other writer of positions out before the end of the transaction.
+
+        Raises:
+            BackendError: one of them does not end within ten seconds.
+        """
+        connection.execute("SET LOCAL lock_timeout = '10s'")
+        connection.execute(
+            self._query(
+                "LOCK TABLE {schema}.positions, {schema}.orders IN SHARE ROW EXCLUSIVE MODE"
+            )
+        )
+
     def lock_position(self, connection: Connection, position_id: str) -> Position | None:
         """Return a position that nobody else can change before the end of the transaction.
 

@@ -22,7 +22,7 @@ from statestore.config import StateUrl, load_settings, places
 from statestore.disk.codec import Document, parse, to_json
 from statestore.disk.history import differences
 from statestore.disk.store import StateStore
-from statestore.errors import Place
+from statestore.errors import Place, UsageError
 
 
 @click.command("diff", epilog=EPILOG)
@@ -58,6 +58,10 @@ def command(
     paths = path_of(store, before), path_of(store, after)
     old, new = (store.read(path) for path in paths)
     for path, document in zip(paths, (old, new), strict=True):
+        if b'"statestore-export/' in document.sections.get("format", b""):
+            raise UsageError(
+                f"{path} is an export; `statestore import {path} --verify` compares it"
+            )
         if document.why:
             note(f"Warning: {path} {document.why}")
     report = differences(old, new)

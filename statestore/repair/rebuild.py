@@ -44,6 +44,7 @@ from statestore.model import (
     Product,
     Side,
     Status,
+    quote_of,
     settled_in,
 )
 from statestore.repair.marks import dust_of, increment_of, products_needed
@@ -55,7 +56,6 @@ from statestore.repair.plan import (
     Rules,
     Warn,
     plan_change,
-    quote_of,
     read_entries,
     recorded_of,
 )
