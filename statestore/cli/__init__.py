@@ -25,6 +25,7 @@ _COMMANDS = {
     "explain": "Say how a quantity and its entry price came about.",
     "fills": "Print the fills behind each quantity: the audit trail.",
     "history": "List every version of the state that is at hand.",
+    "inventory": "What a wipe would lose, and what can be regenerated.",
     "kill-switch": "Halt a bot, release it, ask.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "reinsert": "Turn positions into signals again (also: reinsert_positions_as_signals).",
