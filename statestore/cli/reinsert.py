@@ -289,7 +289,6 @@ def _carry_out(task: _Task, processor: Processor | None, *, allow_live: bool, ye
 
 def _signal(task: _Task) -> list[Step]:
     with task.inbox.exclusive():
-        task.inbox.tidy()
         planned = steps(task.inbox, task.mentions)
         write_signals(task.inbox, planned)
     _say_steps(task, planned)

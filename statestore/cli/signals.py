@@ -124,7 +124,6 @@ def retry(
         raise UsageError("name the signals to try again by their ids, or pass --all")
     _, inbox = _where(state, signals_dir)
     with inbox.exclusive():
-        inbox.tidy()
         failed = {signal.id: signal for signal in inbox.signals("failed")[0]}
         missing = [name for name in names if name not in failed]
         if missing:

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from statestore import times
 from statestore.amounts import ZERO
 from statestore.disk import codec
-from statestore.disk.store import StateStore
+from statestore.disk.store import State, StateStore
 from statestore.errors import StateInvalid
 from statestore.runtime.signals import Inbox, Signal
 from statestore.runtime.tokens import TokenId, digest_of, units_of
@@ -87,24 +87,30 @@ class Processed:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class StateBook:
     """The positions of a state file; each signal's are opened by one save."""
 
-    store: StateStore
+    def __init__(self, store: StateStore) -> None:
+        self.store = store
+        self._state: State | None = None
 
     def positions(self) -> Mapping[str, Any]:
         """Return the section as it is on disk now; numbers with a point are Decimals."""
-        return positions_of(self.store.refresh(numbers="decimal"), self.store)
+        known = self._state
+        # The revision besides: what this very store saved is no change to it.
+        if known is None or self.store.changed() or known.meta.revision != self.store.revision:
+            known = self._state = self.store.load(numbers="decimal")
+        return positions_of(known, self.store)
 
     def open(self, signal: Signal, positions: Mapping[str, Mapping[str, Any]]) -> None:
         """Add them, durably; what stands under a key is left alone."""
-        reason = f"signal {signal.symbol}"
-        with self.store.transaction(reason=reason, numbers="decimal") as state:
+        self._state = None
+        with self.store.transaction(reason=f"signal {signal.symbol}", numbers="decimal") as state:
             section = dict(positions_of(state, self.store))
             for key, entry in positions.items():
                 section.setdefault(key, dict(entry))
             state["positions"] = section
+        self._state = state
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +188,6 @@ def drain(
     fetch = backfill or getattr(processor, "backfill", None)
     chosen = None if only is None else frozenset(only)
     with inbox.exclusive():
-        inbox.tidy()
         for signal in inbox.signals("pending")[0]:
             if chosen is None or signal.id in chosen:
                 yield _process(inbox, signal, processor, book, fetch)

@@ -7,7 +7,8 @@ What is promised, on a local POSIX file system:
 * what is in a folder and is no signal is told, and left alone.
 
 The folder a file is in says what became of its signal. There is one exception, which lasts as long
-as it takes to rename: a file in ``pending`` whose ``status`` says that it was settled was settled.
+as it takes to rename: a file in ``pending`` whose ``status`` says that it was settled was settled;
+whoever takes the lock next moves it.
 
 Two programs that change signals at once are kept apart by `Inbox.exclusive`; listing takes no lock.
 """
@@ -64,6 +65,14 @@ class Signal:
     @property
     def status(self) -> str:
         return str(self.record.get("status"))
+
+    @property
+    def created(self) -> int:
+        """An instant; before all others where the record does not say."""
+        try:
+            return times.parse_instant(str(self.record.get("created_at")))
+        except ValueError:
+            return 0
 
     @property
     def attempts(self) -> int:
@@ -171,14 +180,8 @@ class Inbox:
                 damaged.append(Damaged(path, str(error)))
             except FileNotFoundError:
                 continue  # settled by another process since it was listed
-        signals.sort(key=lambda signal: (str(signal.record.get("created_at")), signal.id))
+        signals.sort(key=lambda signal: (signal.created, signal.id))
         return signals, damaged
-
-    def tidy(self) -> None:
-        """Finish the moves of a program that was killed; `exclusive` is the caller's to hold."""
-        for signal in self.signals("pending")[0]:
-            if signal.status in ("done", "failed"):
-                self._move(signal, "pending", "done" if signal.status == "done" else "failed")
 
     def find(self, name: str) -> tuple[Place, Signal] | None:
         """Return a signal by its id, and where it is.
@@ -232,9 +235,16 @@ class Inbox:
         self._lock.refuse_reentry()
         try:
             self._lock.acquire(_LOCK_SECONDS)
+            self._finish_moves()
             yield
         finally:
             self._lock.release()
+
+    def _finish_moves(self) -> None:
+        """Move what a program that was killed had settled, and not moved yet."""
+        for signal in self.signals("pending")[0]:
+            if signal.status in ("done", "failed"):
+                self._move(signal, "pending", "done" if signal.status == "done" else "failed")
 
     def _files(self, place: Place) -> list[Path]:
         folder = self.folder / place

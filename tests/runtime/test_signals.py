@@ -166,6 +166,14 @@ def test_only_positions_of_the_status_are_chosen(inbox: Inbox) -> None:
     assert [r.key for r in found.removed] == ["b"]
 
 
+def test_the_oldest_signal_comes_first_whatever_its_time_is_written_like(inbox: Inbox) -> None:
+    times = ["2025-11-20T10:00:00Z", "2025-11-20T10:00:00.5Z", "2025-11-20T10:00:00.500001Z"]
+    for number, created_at in enumerate(reversed(times)):
+        inbox.add(mention(f"C{number}").but(created_at=created_at))
+
+    assert [signal.symbol for signal in inbox.signals("pending")[0]] == ["C2", "C1", "C0"]
+
+
 # What is refused
 
 
@@ -536,6 +544,40 @@ def locked_out(inbox: Inbox) -> bool:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_what_somebody_else_saves_meanwhile_is_seen_and_kept(inbox: Inbox, book: StateBook) -> None:
+    for contract in ("Demo1111", "Other222"):
+        inbox.add(mention(contract, prior_position={"keys": {contract: "1h"}}))
+    going = drain(inbox, Tracker(), book)
+    next(going)
+    with StateStore(book.store.path).transaction() as state:
+        state["positions"]["Other222"] = row("1h", "Other222", quantity=1)
+    (processed,) = going
+
+    assert processed.standing == ("Other222",)
+    assert book.positions()["Other222"]["quantity"] == 1
+
+
+@pytest.mark.parametrize("fate", ["done", "failed"])
+def test_what_was_settled_before_a_crash_is_moved_and_not_processed_again(
+    inbox: Inbox, book: StateBook, fate: str
+) -> None:
+    inbox.add(mention().but(status=fate))
+    processor = Says()
+
+    assert drained(inbox, processor, book) == []
+    assert processor.given == []
+    assert places(inbox) == {fate: ["Demo1111"]}
+
+
+def test_a_reinsert_opens_again_what_was_settled_before_a_crash(inbox: Inbox) -> None:
+    reinserted(inbox, {"a": row()})
+    (signal,), _ = inbox.signals("pending")
+    inbox.update(signal.but(status="done"))
+
+    assert reinserted(inbox, {"a": row()}) == ["reopened"]
+    assert inbox.signals("pending")[0][0].status == "pending"
 
 
 # Files
