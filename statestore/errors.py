@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, as one tree.
+"""Every error this package raises on purpose, as one tree::
 
     StateStoreError
     |-- UsageError                  options that contradict each other or mean nothing
@@ -27,6 +27,7 @@
     |-- RebuildRefused              a position is not proven, so nothing is written
     |-- ReinsertRefused             a position is held, so it is not given up for a signal
     |-- SignalError                 a file of the inbox is no signal, or names none that is there
+    |-- ImportRefused               what a file holds is there already, so nothing is written
     `-- PlanStale                   what a saved plan was made from has changed
 
 A message names the file or the fill, what was found, what was expected, and what to do next. No
@@ -200,6 +201,10 @@ class ReinsertRefused(StateStoreError):
 
 class SignalError(StateStoreError):
     """A file in the inbox is not a signal, or a signal that was asked for is not there."""
+
+
+class ImportRefused(StateStoreError):
+    """At least one position of a file is there already, so nothing was written."""
 
 
 class PlanStale(StateStoreError):

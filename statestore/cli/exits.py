@@ -18,8 +18,8 @@ MEANINGS = {
     0: "done; for a dry run: preview made",
     1: "a bug, with a traceback",
     2: "usage, or a setting that is not understood",
-    3: "refused: a position is not proven, or is held; or differences (--exit-code), stale"
-    " (--max-age), a signal that failed",
+    3: "refused: a position is not proven, is held, or is there already; or differences"
+    " (--exit-code), or stale (--max-age); or a signal failed",
     4: "credentials missing or refused",
     5: "exchange unreachable, or what it (or a recorded file) gave is incomplete or not understood",
     6: "kill switch not engaged",
@@ -37,6 +37,7 @@ CODES: tuple[tuple[type[errors.StateStoreError], int], ...] = (
     (errors.RebuildRefused, UNPROVEN),
     (errors.ReinsertRefused, UNPROVEN),
     (errors.SignalError, 8),
+    (errors.ImportRefused, UNPROVEN),
     (errors.CredentialsError, 4),
     (errors.SourceError, 5),
     (errors.KillSwitchNotEngaged, 6),

@@ -124,7 +124,6 @@ def is_closed(position: Any) -> bool:
 
 def _amount(position: Mapping[str, Any]) -> Any:
     value = quantity(position)
-    value = position.get("total_quantity") if value is None else value
     return repr(value) if isinstance(value, float) else value
 
 

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import replace
 from decimal import Decimal
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from statestore.formats import schema
 from statestore.runtime import envelope
 from statestore.runtime.envelope import Envelope
 
@@ -88,6 +90,13 @@ def test_it_is_json_that_any_program_reads(path):
     assert document["format"] == "statestore-export/1"
     assert document["count"] == 2
     assert document["balances"] == {"USD": 127.45}
+
+
+def test_it_has_the_shape_its_schema_says(path):
+    state = Envelope(kind="state", sections={"positions": {}})
+    for made in (EXPORT, state, Envelope(kind="tokens", rows=[ROW])):
+        envelope.write(path, made)
+        jsonschema.validate(json.loads(path.read_text()), schema("export"))
 
 
 @pytest.mark.parametrize("form", FORMS)

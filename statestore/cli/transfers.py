@@ -1,0 +1,104 @@
+"""What ``export`` and ``import`` need where the other end is a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from statestore import __version__
+from statestore.cli.output import note
+from statestore.config import Places, operator
+from statestore.errors import AuditBroken, BackendUnavailable, StateError, UsageError
+
+if TYPE_CHECKING:
+    from statestore.backends.positions import PositionTables
+    from statestore.runtime.envelope import Envelope
+    from statestore.runtime.transfer import Import
+
+
+def db_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--schema", help="Schema of our tables in it.  [default: statestore]")(
+        function
+    )
+    return click.option(
+        "--db",
+        metavar="URL",
+        help="The tables positions and orders of this PostgreSQL database, in place of a state "
+        "file. A password is better kept in ~/.pgpass.",
+    )(function)
+
+
+@contextmanager
+def opened(db: str, schema: str | None, *, state: Path | None) -> Iterator[PositionTables]:
+    """Give the tables of a database, whose schema is the one this version works on.
+
+    Raises:
+        UsageError: a state file was named as well.
+        BackendError: it cannot be reached, or its tables are not ours.
+    """
+    from statestore.backends.database import DEFAULT_SCHEMA, Database
+    from statestore.backends.positions import PositionTables
+
+    if state is not None:
+        raise UsageError("--db and --state are two places; name one")
+    database = Database(db, schema=schema or DEFAULT_SCHEMA)
+    try:
+        database.require_schema()
+        yield PositionTables(database)
+    finally:
+        database.close()
+
+
+def import_halted(
+    tables: PositionTables,
+    read: Envelope,
+    where: Places,
+    file: Path,
+    *,
+    allow_live: bool,
+    asked: Mapping[str, Any],
+) -> Import:
+    """Import into the tables, halted and recorded.
+
+    Raises:
+        KillSwitchNotEngaged: the bot may trade; looked at again right before the commit.
+        AuditBroken: it is imported, but the audit line could not be written.
+    """
+    from statestore.disk.audit import AuditLog
+    from statestore.disk.killswitch import KillSwitch
+    from statestore.repair.rebuild import halted
+    from statestore.runtime.tables import import_tables
+
+    check = halted(KillSwitch(where.kill_switch), allow_live=allow_live)
+    check()
+    try:
+        plan = import_tables(tables, read, before_commit=check, **asked)
+    except BackendUnavailable as error:
+        if error.uncertain:
+            note(f"It may have been imported all the same: look with --verify ({file}).")
+        raise
+    ids = {key: e.get("id") for key, e in plan.positions.items() if isinstance(e, Mapping)}
+    record = {
+        "action": "import",
+        "state": tables.database.address,
+        "by": operator(),
+        "version": __version__,
+        "revision": None,
+        "sha256": None,
+        "from": str(file.absolute()),
+        "from_sha256": read.sha256,
+        "positions": ids,
+    }
+    try:
+        AuditLog(where.audit_file).append(record)
+    except StateError as error:
+        raise AuditBroken(
+            where.audit_file,
+            f"{len(ids)} position(s) were imported into {tables.database.address}, but the audit "
+            f"line is missing: {error}",
+        ) from error
+    return plan
