@@ -212,7 +212,9 @@ def positions_of(state: Mapping[str, Any], store: StateStore) -> Mapping[str, An
     Raises:
         StateInvalid: it is no object.
     """
-    section = state.get("positions", {})
+    section = state.get("positions")
+    if section is None:
+        return {}
     if not isinstance(section, Mapping):
         raise StateInvalid(
             store.path, f"{store.path}: positions has to be an object by key", "positions"

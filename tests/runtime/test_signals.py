@@ -10,10 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from statestore.disk.store import StateStore
 from statestore.errors import ReinsertRefused, SignalError, StateInvalid, StateLocked
+from statestore.formats import schema
 from statestore.runtime.processing import (
     Decision,
     Processed,
@@ -652,3 +654,26 @@ def test_killed_at_any_moment_of_processing_no_position_is_doubled_and_no_signal
         assert StateStore(store.path).load().meta.revision == 1
         calls += 1
     assert calls > 20
+
+
+@pytest.mark.parametrize("place", ["pending", "done", "failed"])
+def test_a_signal_on_disk_has_the_shape_its_schema_says(
+    inbox: Inbox, book: StateBook, place: str
+) -> None:
+    reinserted(inbox, {"a": row(entry_context={"mcap": "micro"}, curator_sources=[ALICE])})
+    if place != "pending":
+        drained(inbox, Says(raises=OSError("down") if place == "failed" else None), book)
+    (path,) = (inbox.folder / place).iterdir()
+
+    jsonschema.validate(json.loads(path.read_text()), schema("signal"))
+
+
+@pytest.mark.parametrize("written", ["{}", '{"positions": null}'])
+def test_a_state_without_positions_gets_them(
+    inbox: Inbox, state_store: StateStore, written: str
+) -> None:
+    state_store.path.write_text(written)
+    inbox.add(mention())
+    drained(inbox, Tracker(), StateBook(state_store))
+
+    assert len(StateStore(state_store.path).load()["positions"]) == 3
