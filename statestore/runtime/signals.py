@@ -222,6 +222,13 @@ class Inbox:
         return signal
 
     def path(self, place: Place, name: str) -> Path:
+        """Return the file of a signal.
+
+        Raises:
+            SignalError: the id is none that a file may be named after.
+        """
+        if not _ID.fullmatch(name):
+            raise SignalError(f"{name!r:.60} is no id of a signal: letters, digits, - and _")
         return self.folder / place / f"{name}.json"
 
     @contextmanager

@@ -618,7 +618,9 @@ def test_an_id_names_no_file_outside_of_the_inbox(inbox: Inbox, tmp_path: Path) 
     (tmp_path / "secret.json").write_text("{}")
 
     assert inbox.find("../../secret") is None
-    (inbox.folder / "pending").mkdir(parents=True)
+    with pytest.raises(SignalError, match="no id of a signal"):
+        inbox.add(mention().but(id="../../secret"))
+    assert (tmp_path / "secret.json").read_text() == "{}"
     (inbox.folder / "pending" / "x.json").write_text(json.dumps({"id": "../x"}))
     assert inbox.signals("pending")[0] == []
 
