@@ -28,6 +28,8 @@
     |   |   `-- SaveUncertain       it broke during a save, and nobody knows whether that is saved
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
+    |-- ReinsertRefused             a position is held, so it is not given up for a signal
+    |-- SignalError                 a file of the inbox is no signal, or names none that is there
     |-- ImportRefused               what a file holds is there already, so nothing is written
     `-- PlanStale                   what a saved plan was made from has changed
 
@@ -218,6 +220,14 @@ class SchemaOutdated(BackendError):
 
 class RebuildRefused(StateStoreError):
     """At least one position in scope is not proven, so nothing was written."""
+
+
+class ReinsertRefused(StateStoreError):
+    """A position that is held was to be replaced by a signal; nothing was written."""
+
+
+class SignalError(StateStoreError):
+    """A file in the inbox is not a signal, or a signal that was asked for is not there."""
 
 
 class ImportRefused(StateStoreError):

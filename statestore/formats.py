@@ -206,6 +206,27 @@ class Export(TypedDict):
     sections: dict[str, Any]
 
 
+class SignalRecord(TypedDict):
+    """A signal in the inbox: one file, ``signals/pending/<id>.json``, then ``done`` or ``failed``.
+
+    ``signal_pack.token`` names ``contract`` and ``chain``, or a ``product``;
+    ``signal_pack.trading_signals.action`` is ``track``, or ``buy`` when told so.
+    """
+
+    id: str
+    kind: str
+    module: NotRequired[str]
+    status: NotRequired[Literal["pending", "done", "failed"]]
+    created_at: NotRequired[Instant]
+    symbol: NotRequired[str]
+    attempts: NotRequired[int]
+    tags: NotRequired[list[str]]
+    signal_pack: dict[str, Any]
+    content: NotRequired[dict[str, Any]]
+    settled_at: NotRequired[Instant]
+    last_error: NotRequired[dict[str, str]]
+
+
 class AuditLine(TypedDict):
     """A line of the audit file. ``prev`` is the SHA-256 of the line before it.
 
@@ -236,6 +257,7 @@ FORMATS: dict[str, Any] = {
     "fill-record": FillRecord,
     "verify": Verified,
     "export": Export,
+    "signal": SignalRecord,
     "audit": AuditLine,
 }
 

@@ -43,6 +43,7 @@ def replace_state(
     ask: str = "",
     facts: Mapping[str, Any] | None = None,
     told: Mapping[str, Any] | None = None,
+    then: Callable[[], Mapping[str, Any]] | None = None,
     may_begin: bool = False,
 ) -> None:
     """Check the kill switch, ask, back up, write, audit, print; old backups go at the very end.
@@ -57,6 +58,7 @@ def replace_state(
         ask: a question to put, on a terminal.
         facts: more for the audit line.
         told: more for the report.
+        then: done once all of it is; returns more for the report.
         may_begin: there may be no state yet; then an undo goes back to one without positions.
 
     Raises:
@@ -94,7 +96,7 @@ def replace_state(
     else:
         note(f"Former state: {kept.backup} (revision {kept.document.revision}).")
     report = _report(action, store, saved.revision, kept, prune(store, keep))
-    print_json(report | dict(told or {}))
+    print_json(report | dict(told or {}) | dict(then() if then else {}))
 
 
 def retention(settings: Settings) -> Retention:

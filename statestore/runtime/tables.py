@@ -29,8 +29,8 @@ from uuid import UUID
 from statestore import times
 from statestore.amounts import ZERO, parse_amount
 from statestore.backends.positions import PositionTables
-from statestore.disk.history import same_value
 from statestore.disk.contract import BeforeCommit
+from statestore.disk.history import same_value
 from statestore.model import (
     Order,
     OrderSide,

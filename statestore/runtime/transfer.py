@@ -26,8 +26,8 @@ from typing import Any
 from statestore import times
 from statestore.amounts import json_type
 from statestore.disk.codec import META
-from statestore.disk.history import same_value
 from statestore.disk.contract import BeforeCommit, State, StateMeta, StateStore
+from statestore.disk.history import same_value
 from statestore.errors import ImportRefused, Place, StateInvalid, UsageError
 from statestore.model import asset_of
 from statestore.runtime import legacy
