@@ -11,6 +11,7 @@ setting            environment                 default
 ``backup_dir``     ``STATESTORE_BACKUP_DIR``   ``state_backups`` beside the state
 ``audit_file``     ``STATESTORE_AUDIT_FILE``   ``state_audit.jsonl`` beside the state
 ``ledger``         ``STATESTORE_LEDGER``       ``fills.sqlite3`` beside the state
+``bars``           ``STATESTORE_BARS``         ``bars.sqlite3`` beside the state
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
 ``reserve`` table                              nothing is reserved
@@ -70,6 +71,7 @@ _PATHS = {
     "backup_dir": "STATESTORE_BACKUP_DIR",
     "audit_file": "STATESTORE_AUDIT_FILE",
     "ledger": "STATESTORE_LEDGER",
+    "bars": "STATESTORE_BARS",
     "key_file": "COINBASE_KEY_FILE",
 }
 _TEXTS = {"base_url": "COINBASE_BASE_URL"}
@@ -88,6 +90,7 @@ class Settings:
     backup_dir: Path | None = None
     audit_file: Path | None = None
     ledger: Path | None = None
+    bars: Path | None = None
     key_file: Path | None = None
     base_url: str = "api.coinbase.com"
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
@@ -151,10 +154,11 @@ class Places:
     backup_dir: Path
     audit_file: Path
     ledger: Path
+    bars: Path
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return what no output may replace; the ledger, a cache, is not among them."""
+        """Return what no output may replace; the caches, ledger and bars, are not among them."""
         ends = (".bak", ".lock", ".lease")
         beside = (self.state.with_name(self.state.name + end) for end in ends)
         return (self.state, *beside, self.kill_switch, self.audit_file)
@@ -175,6 +179,7 @@ def places(
         backup_dir=backup_dir or settings.backup_dir or path.parent / "state_backups",
         audit_file=settings.audit_file or path.parent / "state_audit.jsonl",
         ledger=settings.ledger or path.parent / "fills.sqlite3",
+        bars=settings.bars or path.parent / "bars.sqlite3",
     )
 
 
