@@ -7,12 +7,15 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from statestore.formats import FORMATS, schema
 from statestore.times import NANOSECONDS, format_instant, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +38,126 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
 
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def somebody(folder: Path) -> dict[str, str]:
+    """The environment of somebody who works in `folder` and has nothing configured."""
+    (folder / "data").mkdir()
+    shutil.copytree(ROOT / "data" / "samples", folder / "data" / "samples")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    package = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return {"PATH": path, "PYTHONPATH": package, "HOME": str(folder), "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody who did what the tutorial says.
+
+    Each command is typed in turn; what stands below it is what it says, and so is its exit.
+    """
+    home = tmp_path_factory.mktemp("home")
+    environment = somebody(home)
+    transcript = "".join(blocks("tutorial.md", "console"))
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).+\n)*)", transcript, re.M)
+    assert len(steps) > 15
+    folder = home
+    for typed, expected in steps:
+        command, _, said = typed.partition("  # exit ")
+        ran = subprocess.run(
+            ["bash", "-c", f"{command}\ncode=$?; pwd > {home}/cwd; exit $code"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        told = " ".join((ran.stdout + ran.stderr).split())
+        assert (command, ran.returncode) == (command, int(said or 0)), told
+        for line in expected.splitlines():
+            parts = [re.escape(" ".join(part.split())) for part in line.split("...")]
+            assert re.search(r"\S*.*?".join(parts), told), f"{command}: {line!r} is not in {told}"
+        folder = Path((home / "cwd").read_text().strip())
+    return folder
+
+
+def test_the_tutorial_tells_what_happens(rehearsal: Path) -> None:
+    assert not (rehearsal / "data" / "KILL_SWITCH").exists()
+    assert "undo" in (rehearsal / "incident.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("data/.state.json", "state"),
+        ("data/.state.json.bak", "state"),
+        ("preview.json", "rebuild"),
+        ("applied.json", "rebuild"),
+        ("plan.json", "plan"),
+        ("verified.json", "verify"),
+    ],
+)
+def test_what_was_written_has_the_shape_its_schema_says(
+    rehearsal: Path, file: str, name: str
+) -> None:
+    document = json.loads((rehearsal / file).read_bytes())
+
+    jsonschema.validate(document, schema(name))
+    for key in FORMATS[name].__required_keys__:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({k: v for k, v in document.items() if k != key}, schema(name))
+
+
+def test_each_part_has_the_shape_its_schema_says(rehearsal: Path) -> None:
+    lines = (rehearsal / "data" / "state_audit.jsonl").read_text().splitlines()
+    plan = json.loads((rehearsal / "plan.json").read_bytes())
+    state = json.loads((rehearsal / "data" / ".state.json.bak").read_bytes())
+
+    assert len(lines) > 2
+    for line in lines:
+        jsonschema.validate(json.loads(line), schema("audit"))
+    for records in plan["evidence"].values():
+        for record in records:
+            jsonschema.validate(record, schema("fill-record"))
+    assert state["positions"]
+    for position in state["positions"].values():
+        jsonschema.validate(position, schema("position"))
+
+
+def test_the_tests_of_a_bot_run(tmp_path: Path) -> None:
+    pytest.importorskip("trustme")
+    file = tmp_path / "test_bot.py"
+    file.write_text("\n\n".join(blocks("testing-your-bot.md", "python")))
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
+        cwd=tmp_path,
+        env=somebody(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout
+
+
+@pytest.mark.parametrize("builder", ["html", "man"])
+def test_the_documentation_builds_without_a_warning(tmp_path: Path, builder: str) -> None:
+    for needed in ("sphinx", "myst_parser", "sphinx_click", "furo"):
+        pytest.importorskip(needed, reason="needs: pip install 'statestore[docs]'")
+    ran = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", "-b", builder]
+        + ["-d", tmp_path / "trees", ROOT / "docs", tmp_path / builder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
 
 
 def commands() -> list[str]:
@@ -121,14 +244,21 @@ def test_the_incident_recipe_runs(tmp_path: Path, request: pytest.FixtureRequest
     assert {asked.method for asked in exchange.requests} == {"GET"}
 
 
-def test_the_demo_tells_its_story_to_the_end() -> None:
+def test_the_demo_tells_its_story_to_the_end(tmp_path: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "statestore", "demo"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "statestore", "demo", "--keep", tmp_path / "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert ran.returncode == 0, ran.stderr
     assert "kill switch" in ran.stderr
+    assert "5 agree" in ran.stderr
     assert "all of them GET" in ran.stdout
     assert ".state.json.bak" in ran.stdout
     assert "rebuild by" in ran.stdout
-    assert '"positions_updated": 0, "positions_removed": 0' in ran.stdout
+    assert '"positions_updated": 3, "positions_removed": 1' in ran.stdout
+    assert "ETH: EXACT" in ran.stdout
+    assert f"{tmp_path}/demo/incident.html" in ran.stdout
+    assert "EXACT" in (tmp_path / "demo" / "incident.html").read_text()

@@ -30,6 +30,7 @@ _COMMANDS = {
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "replay": "Replay recorded fills into positions: no state, no exchange.",
     "restore": "Put a backup in place of the state.",
+    "schema": "Print the JSON Schema of a file or document.",
     "seal": "Accept an edited state file as it is.",
     "show": "Print the state, or a former version, and where it was read from.",
     "undo": "Put back the state before the newest repair.",

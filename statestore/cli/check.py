@@ -23,9 +23,9 @@ from statestore.cli.options import (
 from statestore.cli.output import note, print_json
 from statestore.config import load_settings, places
 from statestore.disk.checking import CheckReport, FileReport, saved_at
-from statestore.disk.durable import is_network
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
+from statestore.disk.surroundings import is_network
 from statestore.errors import StateCorrupt, StateError
 from statestore.times import format_instant, now
 

@@ -1,4 +1,4 @@
-"""``statestore demo``: an incident from damage to repair, on a simulated exchange, without any key.
+"""``statestore demo``: an incident from damage to report, on a simulated exchange, without any key.
 
 Nothing is staged: the commands below are run as an operator types them, in processes of their own,
 and the exchange they talk to is a real HTTPS server on the loopback that checks their tokens.
@@ -6,15 +6,15 @@ and the exchange they talk to is a real HTTPS server on the loopback that checks
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -31,10 +31,13 @@ _STATE = Path("data/.state.json")
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Work in this new folder and leave it there.  [default: a temporary one]",
+    help="Work in this new folder.  [default: one in the system's temporary folder]",
 )
 def command(keep: Path | None) -> None:
-    """Show the main job on a simulated exchange: damage, dry run, kill switch, repair, audit."""
+    """Show the main job on a simulated exchange: damage, plan, kill switch, repair, report, undo.
+
+    The folder it works in is left, with the report and everything else to look at.
+    """
     try:
         from statestore.simulated import SimulatedExchange
 
@@ -45,11 +48,10 @@ def command(keep: Path | None) -> None:
         ) from error
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise UsageError(f"{keep} is not empty; name a new folder")
-    folder: AbstractContextManager[Any] = (
-        nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="statestore-demo-")
-    )
-    with folder as name, exchange:
-        _Story(Path(name), exchange).tell()
+    folder = keep or Path(tempfile.mkdtemp(prefix="statestore-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with exchange:
+        _Story(folder, exchange).tell()
 
 
 class _Story:
@@ -68,24 +70,36 @@ class _Story:
         state = self.folder / _STATE
         state.write_bytes(state.read_bytes()[:200])
         self._run("statestore check")
-        self._say("What is really held? Ask the fills. A dry run writes nothing, and says why.")
-        self._run("rebuild_positions --hours 72 --dry-run > preview.json")
+        self._say("What is really held? Ask the fills of three days. A plan changes nothing.")
+        self._run("rebuild_positions --hours 72 --out plan.json > preview.json")
+        self._say("What would it change, and why is so little ETH left?")
+        self._run("statestore diff --plan plan.json > difference.json")
+        self._run("statestore explain ETH --hours 72", show=True)
         self._say("Applying is refused while the bot may be trading (exit 6). So halt it first.")
-        self._run("rebuild_positions --hours 72 --yes")
-        self._run("statestore kill-switch engage --reason 'state file torn'")
-        self._run("rebuild_positions --hours 72 --yes > applied.json")
+        self._run("rebuild_positions --apply plan.json --yes")
+        self._run("statestore kill-switch engage --reason 'state file torn' > switch.json")
+        report = "--report incident.html " if importlib.util.find_spec("jinja2") else ""
+        self._run(f"rebuild_positions --apply plan.json {report}--yes > applied.json")
         self._say("The torn file was set aside, nothing was lost: backup, .bak, audit line.")
         self._list()
         self._run("statestore audit > audit.json")
         self._show_audit()
-        self._say("The same command again finds nothing to do. Let the bot trade on.")
-        self._run("rebuild_positions --hours 72 --dry-run --exit-code > again.json")
-        self._run("statestore kill-switch release")
+        self._say("Do state, balances and fills agree now? ('statestore undo' would take it back.)")
+        self._run("statestore verify --exit-code > verified.json")
+        self._say("Let the bot trade on.")
+        self._run("statestore kill-switch release > switch.json")
+        self._end()
+
+    def _end(self) -> None:
         methods = {request.method for request in self.exchange.requests}
         self._say(
             f"The exchange saw {len(self.exchange.requests)} requests, "
             f"all of them {' and '.join(methods)}."
         )
+        report = self.folder / "incident.html"
+        if report.is_file():
+            click.echo(f"The report, for everybody else: {report}")
+        click.echo(f"All of it is left to look at; remove it with: rm -r {self.folder}")
 
     def _trade(self) -> None:
         start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=30)
@@ -99,6 +113,13 @@ class _Story:
             "SELL 1500 DOGE-USD @ .23 fee 2.07",
             start=start.isoformat().replace("+00:00", "Z"),
             every=timedelta(hours=4),
+        )
+        # A market maker's noise, to be read past: as much bought as sold.
+        noon = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=60)
+        self.exchange.add_fills(
+            *("BUY 1 LTC-USD @ 84", "SELL 1 LTC-USD @ 84.1") * 1500,
+            start=noon.isoformat().replace("+00:00", "Z"),
+            every=timedelta(seconds=30),
         )
         self.exchange.set_balance("BTC", available=".006", hold=".012")
         self.exchange.set_balance("ETH", available=".00088729")
@@ -127,8 +148,8 @@ class _Story:
         click.echo()
         click.secho(sentence, bold=True)
 
-    def _run(self, line: str) -> None:
-        """Type one command; what goes to a file is shown in short."""
+    def _run(self, line: str, *, show: bool = False) -> None:
+        """Type one command; what goes to a file is shown in short, other data if asked for."""
         click.secho(f"$ {line}", fg="cyan")
         typed, _, target = line.partition(" > ")
         program, _, arguments = typed.partition(" ")
@@ -144,7 +165,9 @@ class _Story:
         )
         if target:
             (self.folder / target).write_bytes(ran.stdout)
-        elif ran.returncode:
+        elif show:
+            click.echo(ran.stdout.decode().rstrip())
+        if ran.returncode:
             click.echo(f"(exit {ran.returncode})")
         if target and "positions_updated" in ran.stdout.decode():
             document = json.loads(ran.stdout)

@@ -122,7 +122,7 @@ def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--metrics-textfile",
         type=FILE,
-        help="Write figures for Prometheus (node_exporter), *.prom; see docs/metrics.md.",
+        help="Write figures for Prometheus (node_exporter), NAME.prom; see docs/metrics.md.",
     )(function)
 
 

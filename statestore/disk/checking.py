@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from statestore import times
-from statestore.disk import codec, durable
+from statestore.disk import codec, durable, surroundings
 from statestore.disk.backups import Backups
 from statestore.disk.locks import holder_since
 
@@ -93,7 +93,7 @@ def check_files(
         lock_holder=lock_holder,
         lock_holder_since=holder_since(lock_holder) if lock_holder else None,
         lease=lease,
-        file_system=durable.file_system_of(path),
+        file_system=surroundings.file_system_of(path),
     )
 
 

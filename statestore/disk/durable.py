@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from statestore import times
+from statestore.disk import surroundings
 from statestore.errors import SaveFailed, SaveNotDurable, UsageError
 
 # full: fsync of the file, rename, fsync of the folder. relaxed: no fsync at all. single-sync: the
@@ -64,8 +65,6 @@ _PAGE = 4096
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 _WRITE_AND_WAIT = 7  # and SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WAIT_AFTER
 
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"}
-_NETWORK |= {"fuse.sshfs", "fuse.glusterfs"}
 
 _single_sync_devices: set[int] = set()
 _libc: Any = None
@@ -337,18 +336,13 @@ def require_single_sync(path: Path) -> None:
     """
     device = _device_of(path)
     _single_sync_devices.discard(device)
-    found = file_system(device)
+    found = surroundings.file_system_of(path)
     if found not in ("xfs", "ext4 (data=ordered)"):
         raise UsageError(
             f'durability="single-sync" needs xfs, or ext4 with a journal and data=ordered; '
             f'{path} is on {found}: use durability="full"'
         )
     _single_sync_devices.add(device)
-
-
-def file_system_of(path: Path) -> str:
-    """Return the `file_system` that `path` is on, or will be on."""
-    return file_system(_device_of(path))
 
 
 def _device_of(path: Path) -> int:
@@ -395,30 +389,6 @@ def _sync_file_range(descriptor: int, start: int, flags: int) -> None:
 
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-
-
-def is_network(found: str) -> bool:
-    """Return whether a `file_system` is another machine's, where nothing here is promised."""
-    return found in _NETWORK
-
-
-def file_system(device: int) -> str:
-    """Return the type of a mounted file system, with ext4's treatment of data; for people too."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    kind = "an unknown file system"
-    try:
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            before, _, after = line.partition(" - ")
-            if before.split()[2] == number:
-                kind = after.split()[0]
-        if kind == "ext4":
-            name = Path(f"/sys/dev/block/{number}").resolve().name
-            options = Path(f"/proc/fs/ext4/{name}/options").read_text().split()
-            data = next((option for option in options if option.startswith("data=")), "no journal")
-            kind = f"ext4 ({data})"
-    except OSError as error:
-        kind = f"{kind} that cannot be looked at ({error.strerror})"
-    return kind
 
 
 def _take_back(path: Path, kept: Path | None, error: OSError) -> None:

@@ -31,7 +31,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from statestore import times
-from statestore.disk import durable
+from statestore.disk import durable, surroundings
 from statestore.errors import LeaseHeld, SaveFailed, StateError, StateLocked, UsageError
 
 logger = logging.getLogger(__name__)
@@ -330,8 +330,8 @@ def _warn_of_network(path: Path, device: int) -> None:
     if device in _looked_at:
         return
     _looked_at.add(device)
-    found = durable.file_system(device)
-    if durable.is_network(found):
+    found = surroundings.file_system_of(path)
+    if surroundings.is_network(found):
         logger.warning(
             "the state is on a network file system, where writers may not be kept apart and a "
             "power cut may take what was saved",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.disk import durable
+from statestore.disk import surroundings
 from statestore.disk.store import StateStore
 from tests.cli.conftest import Run
 from tests.cli.test_rebuild_apply import snapshot
@@ -96,7 +96,7 @@ def test_a_process_that_hangs_in_a_save_is_named(statestore: Run, state: Path) -
 def test_a_network_file_system_is_remarked_on(
     statestore: Run, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "file_system", lambda _device: "nfs4")
+    monkeypatch.setattr(surroundings, "file_system_of", lambda _path: "nfs4")
     ran = statestore("check", "--state", state)
 
     assert (ran.code, ran.json["file_system"]) == (0, "nfs4")

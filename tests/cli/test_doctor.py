@@ -298,7 +298,7 @@ def test_a_recorded_file_is_looked_at(examine: Any, tmp_path: Path) -> None:
 
 
 MOUNTS = r"""
-22 1 8:1 / / rw - ext4 /dev/root rw
+22 1 0:39 / / rw - ext4 /dev/root rw
 30 22 0:40 / /data rw shared:1 - nfs4 host:/x rw
 31 30 0:41 / /data/with\040space rw - xfs /dev/sdb rw
 32 22 0:42 / /run rw - tmpfs tmpfs rw
@@ -317,7 +317,7 @@ MOUNTS = r"""
     ],
 )
 def test_the_nearest_mount_point_counts(path: str, kind: str) -> None:
-    assert surroundings.file_system_of(Path(path), MOUNTS) == kind
+    assert surroundings.file_system_of(Path(path), MOUNTS).split()[0] == kind
 
 
 def test_this_disk_has_room(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from statestore.testing import fills
+from statestore.times import NANOSECONDS, now
 from tests.cli.conftest import Run
 
 START = "2025-11-18T04:00:00Z"
@@ -39,6 +40,26 @@ def test_e1_is_written_to_the_last_digit(rebuild: Run, state_file: Path, kill_sw
     assert entry["fees_paid"] == Decimal("11.16")
     assert entry["entry_time"] == START
     assert entry["coverage"] == "exact"
+
+
+def test_the_defaults_are_those_of_the_document(
+    statestore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STATE_FILE", raising=False)
+    state = tmp_path / "data" / ".state.json"
+    state.parent.mkdir()
+    state.write_text(json.dumps(EMPTY))
+    (state.parent / "KILL_SWITCH").touch()
+    rows = fills("BUY 1 BTC-USD @ 100", start=now() - 47 * 3600 * NANOSECONDS)
+    (tmp_path / "fills.json").write_text(json.dumps({"fills": rows}))
+    (tmp_path / "balances.json").write_text(json.dumps({"BTC": "1"}))
+    ran = statestore("rebuild", "--fills", "fills.json", "--balances", "balances.json")
+
+    assert ran.code == 0, ran.err
+    assert ran.json["window"]["hours"] == 48
+    assert ran.json["dry_run"] is False
+    assert json.loads(state.read_text())["positions"]["BTC-USD"]["quantity"] == 1
 
 
 def test_a_second_run_right_after_an_apply_proposes_nothing(

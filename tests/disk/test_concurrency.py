@@ -7,7 +7,7 @@ import os
 import pytest
 
 from statestore import times
-from statestore.disk import durable, locks
+from statestore.disk import locks, surroundings
 from statestore.disk.store import StateStore
 from statestore.errors import SaveFailed, StateLocked
 
@@ -164,7 +164,7 @@ def test_parent_and_children_go_on_with_one_store(path):
 @pytest.mark.parametrize("found", ["nfs4", "cifs", "ext4 (data=ordered)"])
 def test_a_state_on_a_network_file_system_is_warned_of_once(path, monkeypatch, caplog, found):
     monkeypatch.setattr(locks, "_looked_at", set())
-    monkeypatch.setattr(durable, "file_system", lambda _device: found)
+    monkeypatch.setattr(surroundings, "file_system_of", lambda _path: found)
     for number in (1, 2):
         bot = StateStore(path)
         state = bot.load()
