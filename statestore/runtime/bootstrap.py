@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from statestore.amounts import json_type
+from statestore.amounts import json_type, text
 from statestore.disk.store import State, StateStore
 from statestore.errors import LeaseHeld, StateInvalid, StateStoreError, UsageError
 from statestore.model import Balances
@@ -125,8 +125,9 @@ class BootstrapReport:
         return next(step for step in self.steps if step.name == name)
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values, for `json` or for a state."""
+        """Return plain values: amounts are texts, which nothing rounds."""
         return {
+            "schema": "statestore.bootstrap/1",
             "status": self.status,
             "started_at": self.started_at,
             "ms": self.ms,
@@ -137,7 +138,7 @@ class BootstrapReport:
                     "detail": step.detail,
                     "counts": dict(step.counts),
                     "ms": step.ms,
-                    **step.data,
+                    **_plain(step.data),
                 }
                 for step in self.steps
             ],
@@ -602,6 +603,12 @@ def _told(one: Outcome) -> dict[str, Any]:
         "enough": one.enough,
         "why": one.why or None,
     }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return text(value) if isinstance(value, Decimal) else value
 
 
 def _ms(begun: float) -> int:
