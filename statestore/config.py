@@ -14,6 +14,8 @@ setting            environment                 default
 ``bars``           ``STATESTORE_BARS``         ``bars.sqlite3`` beside the state
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
+``bars_source``    ``STATESTORE_BARS_SOURCE``  ``binance``
+``bars_url``       ``STATESTORE_BARS_URL``     the source's own host
 ``reserve`` table                              nothing is reserved
 ``backups`` table                              see below
 none               ``VISUAL``, ``EDITOR``      ``vi``
@@ -74,7 +76,11 @@ _PATHS = {
     "bars": "STATESTORE_BARS",
     "key_file": "COINBASE_KEY_FILE",
 }
-_TEXTS = {"base_url": "COINBASE_BASE_URL"}
+_TEXTS = {
+    "base_url": "COINBASE_BASE_URL",
+    "bars_source": "STATESTORE_BARS_SOURCE",
+    "bars_url": "STATESTORE_BARS_URL",
+}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
 _BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
 _DB_TYPES = ("file", "influxdb", "postgres")
@@ -93,6 +99,8 @@ class Settings:
     bars: Path | None = None
     key_file: Path | None = None
     base_url: str = "api.coinbase.com"
+    bars_source: str = "binance"
+    bars_url: str | None = None
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
     backups: Mapping[str, int] = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from statestore.amounts import parse_amount
+from statestore.amounts import ZERO, json_type, parse_amount
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
 from statestore.cli.options import FILE, state_option
 from statestore.cli.output import note, print_json
@@ -34,9 +34,8 @@ keeps no bot from starting. Where two failed, or the storage, that of the first 
 @click.option(
     "--bars-source",
     metavar="NAME",
-    default="binance",
-    show_default=True,
-    help="binance, coinbase, ccxt:EXCHANGE, file:PATH, or none to ask nobody. No key is needed.",
+    help="binance, coinbase, ccxt:EXCHANGE, file:PATH, or none to ask nobody. No key is needed.  "
+    "[default: binance]",
 )
 @click.option("--bars-url", metavar="URL", help="Host of the bars.  [default: the source's own]")
 @click.option("--key-file", type=FILE, help="API key file, for the balances.")
@@ -56,7 +55,7 @@ keeps no bot from starting. Where two failed, or the storage, that of the first 
 def command(
     state: Path | None,
     bars: Path | None,
-    bars_source: str,
+    bars_source: str | None,
     bars_url: str | None,
     key_file: Path | None,
     base_url: str | None,
@@ -86,7 +85,10 @@ def command(
     kept = bars or where.bars
     if os.path.realpath(kept) in map(os.path.realpath, (*where.files, where.ledger)):
         raise ConfigError(f"the place of the bars, {kept}, is that of another file; name one")
-    source = None if bars_source == "none" else candle_source(bars_source, bars_url)
+    name = bars_source or settings.bars_source
+    # The configured host is that of the configured source.
+    url = bars_url or (settings.bars_url if bars_source is None else None)
+    source = None if name == "none" else candle_source(name, url)
     system = BootstrapSystem(
         StateStore(where.state, backup_dir=where.backup_dir),
         bars=BarCollector(BarStore(kept), source),
@@ -124,26 +126,38 @@ def _wallet(
     return _Wallet(lambda: source_named(DEFAULT, context).balances())
 
 
-def _noted(path: Path) -> Mapping[str, Decimal]:
-    """Return the balances of an export.
+def _noted(path: Path) -> Mapping[str, Decimal] | None:
+    """Return the balances of an export, None where it holds none.
 
     Raises:
-        RecordedFileError: it cannot be read, or holds none.
+        RecordedFileError: it cannot be read, or is no export.
     """
     from statestore.fills.normalise import decode_json
 
     try:
         document = decode_json(path.read_bytes())
-        found = document.get("balances") if isinstance(document, dict) else None
+        if not isinstance(document, dict) or not {"format", "balances"} & document.keys():
+            raise ValueError('it has neither "format" nor "balances"')
+        found = document.get("balances")
+        if found is None:
+            note(f"{path} notes no balances, so there is nothing to compare with.")
+            return None
         if not isinstance(found, dict):
-            raise ValueError('it has no object "balances"')
-        return {currency: parse_amount(amount) for currency, amount in found.items()}
+            raise ValueError(f"balances is {json_type(found)}, expected an object")
+        return {currency: _total(held) for currency, held in found.items()}
     except OSError as error:
         raise RecordedFileError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise RecordedFileError(
-            f"{path} is no export with balances: {error}; make one with `statestore export`"
-        ) from error
+        raise RecordedFileError(f"{path} is no export: {error}") from error
+
+
+def _total(held: object) -> Decimal:
+    """Return what is owned: an amount, or ``total`` (else available and held) of an account."""
+    if not isinstance(held, dict):
+        return parse_amount(held)
+    if held.get("total") is not None:
+        return parse_amount(held["total"])
+    return sum((parse_amount(held[name]) for name in ("available", "hold") if name in held), ZERO)
 
 
 def _exit_code(report: BootstrapReport, strict: bool) -> int:

@@ -150,6 +150,28 @@ def test_balances_are_compared_with_an_export(bootstrap, tmp_path):
     assert step["differences"] == {"SOL": {"noted": "3", "found": "2.5"}}
 
 
+def test_an_export_without_balances_is_nothing_to_compare_with(bootstrap, tmp_path):
+    export = tmp_path / "export.json"
+    export.write_text('{"format": "statestore-export/1", "balances": null, "positions": []}')
+
+    ran = bootstrap("--compare", export)
+
+    assert ran.code == 0
+    assert "notes no balances" in ran.err
+
+
+def test_accounts_are_compared_by_what_is_owned(bootstrap, tmp_path):
+    export, now_held = tmp_path / "export.json", tmp_path / "balances.json"
+    export.write_text(
+        '{"balances": {"USD": {"available": 100, "hold": 27.45}, "SOL": {"total": 3, "hold": 1}}}'
+    )
+    now_held.write_text('{"USD": "127.45", "SOL": "3"}')
+
+    assert (
+        steps(bootstrap("--balances", now_held, "--compare", export))["balances"]["status"] == "ok"
+    )
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"balances": {"USD": "much"}}'])
 def test_a_file_that_is_no_export_is_refused(bootstrap, tmp_path, text, klines):
     export = tmp_path / "export.json"
@@ -158,7 +180,7 @@ def test_a_file_that_is_no_export_is_refused(bootstrap, tmp_path, text, klines):
     ran = bootstrap("--compare", export)
 
     assert (ran.code, ran.out) == (5, "")
-    assert "is no export with balances" in ran.error
+    assert "is no export" in ran.error
     assert klines.requests == []
 
 
@@ -219,6 +241,16 @@ def test_the_place_of_the_bars_is_a_setting(bootstrap, tmp_path, monkeypatch):
     bootstrap()
 
     assert BarStore(Path(tmp_path / "elsewhere.sqlite3")).extents()["BTC", "1d"].bars >= 665
+
+
+def test_source_and_host_of_the_bars_are_settings(statestore, state_file, klines, monkeypatch):
+    monkeypatch.setenv("STATESTORE_BARS_URL", klines.base_url)
+    statestore("bootstrap", "--state", state_file)
+    sent = len(klines.requests)
+    monkeypatch.setenv("STATESTORE_BARS_SOURCE", "none")
+    statestore("bootstrap", "--state", state_file, "--force")
+
+    assert (sent, len(klines.requests)) == (12, 12)
 
 
 def test_the_help_says_what_the_exit_codes_mean_here(statestore):
