@@ -258,12 +258,12 @@ class TradingSession:
             self._began = self._clock()
             atexit.register(self._at_exit)
             self._save("start", "start")
+            if self._bootstrap is not None:
+                self._bootstrap.begin(self)
         except BaseException:
             self._let_go()
             raise
         self._tell_manager("READY=1")
-        if self._bootstrap is not None:
-            self._bootstrap.begin(self)
         return self
 
     initialize = start
