@@ -120,9 +120,7 @@ def test_a_fresh_start_brings_everything_back(home: Any) -> None:
     run(home, "statestore bootstrap -q > first.json")
     for line in typed("fresh: wipe"):
         run(home, line)
-    assert [
-        path.name for path in (folder / "data").glob(".state.json*") if path.stat().st_size
-    ] == []
+    assert [path.name for path in (folder / "data").iterdir()] == ["KILL_SWITCH"]
     for line in typed("fresh: after"):
         run(home, line)
 

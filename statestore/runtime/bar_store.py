@@ -226,6 +226,7 @@ class BarStore:
         """Run on the file; one that is damaged is moved aside first, and begun anew."""
         for anew in (False, True):
             try:
+                opened = self._made()
                 return self._opened(action)
             except (_Damaged, sqlite3.DatabaseError) as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
@@ -233,19 +234,23 @@ class BarStore:
                     raise BarsFailed(
                         self.path, f"the bar store {self.path} cannot be used: {error}"
                     ) from error
-                self._set_aside(str(error))
+                self._set_aside(opened, str(error))
             except OSError as error:
                 raise BarsFailed(
                     self.path, f"the bar store {self.path} cannot be used: {error.strerror}"
                 ) from error
         raise AssertionError("the second time ends by a return or an error")
 
-    def _opened(self, action: Callable[[sqlite3.Connection], T]) -> T:
+    def _made(self) -> int:
+        """Make the file where there is none; return which file it is."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _NEW_FILE_MODE))
         if not self.path.is_file():
             raise BarsFailed(self.path, f"the bar store {self.path} is no regular file")
+        return self.path.stat().st_ino
+
+    def _opened(self, action: Callable[[sqlite3.Connection], T]) -> T:
         store = sqlite3.connect(self.path, timeout=_LOCKED_FOR, isolation_level=None)
         with closing(store):
             store.execute("PRAGMA journal_mode = DELETE")
@@ -283,7 +288,11 @@ class BarStore:
                 raise _Damaged(said)
             self._checked = True
 
-    def _set_aside(self, why: str) -> None:
+    def _set_aside(self, opened: int, why: str) -> None:
+        self._checked = False
+        with suppress(FileNotFoundError):
+            if self.path.stat().st_ino != opened:
+                return  # somebody else was faster, and this is a new one
         stamp = format_instant(now()).replace("-", "").replace(":", "").replace(".", "")
         target = self.path.with_name(f"{self.path.name}.corrupt-{stamp}")
         for suffix in _COMPANIONS:
@@ -291,7 +300,6 @@ class BarStore:
                 self.path.with_name(self.path.name + suffix).rename(f"{target}{suffix}")
         with suppress(FileNotFoundError):
             self.path.rename(target)
-        self._checked = False
         logger.warning(
             "bar store was damaged and moved aside; its bars are fetched again",
             extra={"path": str(self.path), "aside": target.name, "why": why},

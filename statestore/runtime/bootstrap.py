@@ -234,6 +234,34 @@ class BootstrapSystem:
         Raises:
             UsageError: it is running already.
         """
+        if self._session is not None and not self._session.running:
+            self._session = None  # it has ended, and nobody would put in what is found
+        return self._run_all(force)
+
+    def start(self, *, force: bool = False) -> None:
+        """Run the steps in a thread of their own; `wait` for it, or look at `report`.
+
+        The thread ends with the process; what it was about to write is written whole or not at all.
+
+        Raises:
+            UsageError: it is running already.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise UsageError("the bootstrap is running already; wait for it")
+        if self._session is not None and not self._session.running:
+            self._session = None
+        self._thread = threading.Thread(
+            target=self._run_all, args=(force,), name="bootstrap", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> BootstrapReport | None:
+        """Wait for `start` to end, for so long at most; return the newest report."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self.report
+
+    def _run_all(self, force: bool) -> BootstrapReport:
         if not self._running.acquire(blocking=False):
             raise UsageError("the bootstrap is running already; wait for it")
         try:
@@ -252,32 +280,13 @@ class BootstrapSystem:
         )
         return report
 
-    def start(self, *, force: bool = False) -> None:
-        """Run the steps in a thread of their own; `wait` for it, or look at `report`.
-
-        The thread ends with the process; what it was about to write is written whole or not at all.
-
-        Raises:
-            UsageError: it is running already.
-        """
-        if self._thread is not None and self._thread.is_alive():
-            raise UsageError("the bootstrap is running already; wait for it")
-        self._thread = threading.Thread(
-            target=self.bootstrap_all, kwargs={"force": force}, name="bootstrap", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self, seconds: float | None = None) -> BootstrapReport | None:
-        """Wait for `start` to end, for so long at most; return the newest report."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-        return self.report
-
     # In a session
 
     def begin(self, session: TradingSession) -> None:
         """Called by a session that has started."""
         self._session = session
+        if self._thread is not None and self._thread.is_alive():
+            return  # from a session before: what it finds is for this one
         if self._background:
             self.start()
             return
@@ -522,7 +531,7 @@ class BootstrapSystem:
         Raises:
             LeaseHeld: a bot holds the state.
         """
-        if self._session is not None and self._session.running:
+        if self._session is not None:
             self._changes.append(change)
             return
         holder = self._store.lease_holder()

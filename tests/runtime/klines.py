@@ -35,6 +35,7 @@ class Klines:
         newest: no kline opens later, in milliseconds; None: up to the one that is open now.
         faults: status, body and headers in place of the next answers.
         gate: answers wait for it.
+        asked: set by the first request.
         requests: method, path and query, in order.
     """
 
@@ -44,6 +45,7 @@ class Klines:
     date: str | None = None
     faults: deque[tuple[int, bytes, dict[str, str]]] = field(default_factory=deque)
     gate: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     base_url: str = ""
 
@@ -54,6 +56,7 @@ class Klines:
         self, method: str, path: str, query: dict[str, str]
     ) -> tuple[int, bytes, dict[str, str]]:
         self.requests.append((method, path, query))
+        self.asked.set()
         self.gate.wait(60)
         if self.faults:
             return self.faults.popleft()

@@ -126,6 +126,16 @@ def test_a_damaged_store_is_moved_aside_and_begun_anew(store, path, damage, capl
     assert "moved aside" in caplog.text
 
 
+def test_a_store_that_somebody_else_began_anew_is_not_moved_aside(store, path):
+    store.add("BTC", "1h", series(3))
+    stands_for = path.stat().st_ino
+
+    store._set_aside(stands_for + 1, "it was damaged when it was opened")
+
+    assert len(store.bars("BTC", "1h")) == 3
+    assert list(path.parent.glob("*.corrupt-*")) == []
+
+
 def test_a_number_that_is_none_condemns_the_store(store, path):
     store.add("BTC", "1h", series(3))
     with sqlite3.connect(path) as database:

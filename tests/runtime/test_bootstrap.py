@@ -382,14 +382,14 @@ def test_saves_go_on_while_a_slow_source_is_read(system, state_store, klines, st
     klines.gate.clear()
     ready = system()
     ready.start()
+    assert klines.asked.wait(60)  # the bars step has begun, and waits
     others = StateStore(state_file)
 
     state = others.load()
+    assert len(state[SECTION]) == 24
     for n in range(20):
         state["n"] = n
         others.save(state)
-        while len(klines.requests) < 1:
-            state = others.load()  # the drivers are put in meanwhile, in one short transaction
     assert ready.wait(0) is None
     with pytest.raises(UsageError, match="running already"):
         ready.start()
@@ -438,6 +438,42 @@ def test_in_the_foreground_the_session_starts_with_it_done(system, state_file):
     with TradingSession(StateStore(state_file), bootstrap=ready, signals=False) as session:
         assert len(session.state[SECTION]) == 24
         assert len(StateStore(state_file).load()[SECTION]) == 24
+
+
+def test_a_bootstrap_that_cannot_even_begin_lets_the_state_go(state_file):
+    class Broken:
+        def begin(self, _session):
+            raise RuntimeError("a bug")
+
+        def deliver(self, _state):
+            return False
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        TradingSession(StateStore(state_file), bootstrap=Broken(), signals=False).start()
+
+    assert StateStore(state_file).lease_holder() is None
+
+
+def test_after_its_session_a_system_writes_by_itself(system, state_file):
+    ready = system(background=False)
+    with TradingSession(StateStore(state_file), bootstrap=ready, signals=False) as session:
+        del session.state[SECTION]
+
+    assert ready.bootstrap_all().step("drivers").counts["created"] == 24
+    assert len(StateStore(state_file).load()[SECTION]) == 24
+
+
+def test_what_a_former_session_began_is_for_the_next_one(system, state_file, klines):
+    klines.gate.clear()
+    ready = system()
+    with TradingSession(StateStore(state_file), bootstrap=ready, signals=False):
+        pass
+    with TradingSession(StateStore(state_file), bootstrap=ready, signals=False) as session:
+        klines.gate.set()
+        ready.wait(60)
+        session.tick()
+        assert len(session.state[SECTION]) == 24
+    assert len(klines.requests) == 12
 
 
 def test_a_dry_run_runs_none_of_it(system, state_file, klines):
