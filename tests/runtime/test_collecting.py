@@ -152,6 +152,17 @@ def test_a_bar_nobody_traded_in_is_asked_for_once(collector):
     assert (second.reason, second.asked) == ("none", False)
 
 
+def test_a_bar_that_is_posted_late_is_asked_for_again(store, collector):
+    source = Shelf(BTC=hours(666, newest=NEWEST - HOUR))
+    collector(source, "BTC").backfill_majors()
+    store.add("BTC", "1h", [bar(NEWEST + HOUR)])  # the bot was there
+    source.has["BTC"] = hours(668, newest=NEWEST + HOUR)
+
+    done = only(collector(source, "BTC", clock=NOW + HOUR).backfill_majors())
+
+    assert (done.reason, done.written, done.why) == ("gap", 1, "")
+
+
 def test_another_source_is_asked_for_what_one_did_not_have(collector):
     collector(Shelf(BTC=[*hours(600)[:300], *hours(600)[310:]]), "BTC").backfill_majors()
     other = Shelf(BTC=hours(666))
