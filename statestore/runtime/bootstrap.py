@@ -36,7 +36,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -315,7 +315,7 @@ class BootstrapSystem:
     def _run(self, name: str, step: Step, force: bool) -> StepResult:
         begun = time.monotonic()
         try:
-            result = step(force)
+            result = replace(step(force), name=name)
         except Exception as error:
             expected = isinstance(error, StateStoreError)
             logger.log(
@@ -326,15 +326,7 @@ class BootstrapSystem:
             )
             detail = str(error) if expected else f"{type(error).__name__}: {error}"
             result = StepResult(name, "failed", detail, errors=(error,))
-        return StepResult(
-            name,
-            result.status,
-            result.detail,
-            result.counts,
-            _ms(begun),
-            result.data,
-            result.errors,
-        )
+        return replace(result, ms=_ms(begun))
 
     def _storage(self, _force: bool) -> StepResult:
         state = self._onlooker.load()
@@ -398,14 +390,15 @@ class BootstrapSystem:
             one = self._bars.series.get(symbol)
             if tf == "1m" and (one is None or one.backfill != "composite"):
                 group = one.group if one is not None else "lowcaps"
-                fetched = one is not None and one.backfill == "at_start"
                 age = age_seconds(extent.newest, tf, present)
                 former = groups.get(group)
                 if former is None or age < former["age_seconds"]:
                     newest = format_instant(extent.newest)
-                    groups[group] = {"newest": newest, "age_seconds": age, "fetched": fetched}
-        for found in groups.values():
+                    groups[group] = {"newest": newest, "age_seconds": age}
+        at_start = {one.group for one in self._bars.series.values() if one.backfill == "at_start"}
+        for name, found in groups.items():
             found["stale"] = found["age_seconds"] > STALE_AFTER
+            found["fetched"] = name in at_start
         # What the bars step fetches is no matter; what only the bot collects is.
         lost = [name for name, found in groups.items() if found["stale"] and not found["fetched"]]
         counts = {"groups": len(groups), "stale": sum(g["stale"] for g in groups.values())}

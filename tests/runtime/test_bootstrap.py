@@ -196,6 +196,13 @@ def test_whichever_step_raises_the_others_run(system, name):
     assert report.status == ("failed" if name == "storage" else "degraded")
 
 
+def test_a_step_that_returns_nothing_is_a_failure_of_its_own(system):
+    report = system(steps={"stream": lambda _force: None}).bootstrap_all()
+
+    assert report.step("stream").status == "failed"
+    assert report.step("bars").status == "ok"
+
+
 def test_two_failures_are_a_failure(system):
     def raises(_force):
         raise OSError("gone")
@@ -302,6 +309,7 @@ def test_a_group_that_only_the_bot_collects_is_flagged_when_it_stands_still(syst
     bar_store.add("BTC.d", "1m", [bar(minute - 2 * MINUTE)])
     bar_store.add("Demo1111", "1m", [bar(minute - 60 * MINUTE)])
     bar_store.add("BTC", "1m", [bar(minute - 600 * MINUTE)])
+    bar_store.add("HYPE", "1m", [bar(minute - 500 * MINUTE)])
 
     step = system().bootstrap_all().step("collection")
 

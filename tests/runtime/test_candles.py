@@ -18,7 +18,7 @@ from statestore.errors import (
     StateStoreError,
     UsageError,
 )
-from statestore.fills.sources import ReadOnlyViolation, pace
+from statestore.fills.sources import ReadOnlyViolation
 from statestore.fills.sources.coinbase import BASE_URL as COINBASE
 from statestore.runtime.bars import TIMEFRAMES, last_closed
 from statestore.runtime.candles import candle_source
@@ -296,10 +296,7 @@ def test_a_coinbase_that_was_given_up_on_is_asked_once(coinbase, fake_exchange):
     assert len(fake_exchange.requests) == 4 + 1
 
 
-def test_coinbase_too_often_waits(coinbase, fake_exchange, monkeypatch):
-    waited = []
-    monkeypatch.setattr(pace, "LONGEST_HOLD", 0.01)
-    monkeypatch.setattr(pace, "nap", lambda seconds, _stopping: waited.append(seconds))
+def test_coinbase_too_often_is_asked_again(coinbase, fake_exchange):
     fake_exchange.script("candles", RATE_LIMITED)
 
     assert len(coinbase.fetch("BTC", "1m", *window("1m", 3), 666)) == 3
