@@ -15,6 +15,8 @@ setting            environment                 default
 ``signals_dir``    ``STATESTORE_SIGNALS_DIR``  ``signals`` beside the state
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
+``bars_source``    ``STATESTORE_BARS_SOURCE``  ``binance``
+``bars_url``       ``STATESTORE_BARS_URL``     the source's own host
 none               ``STATESTORE_DATABASE``     none
 ``reserve`` table                              nothing is reserved
 ``backups`` table                              see below
@@ -80,7 +82,11 @@ _PATHS = {
     "signals_dir": "STATESTORE_SIGNALS_DIR",
     "key_file": "COINBASE_KEY_FILE",
 }
-_TEXTS = {"base_url": "COINBASE_BASE_URL"}
+_TEXTS = {
+    "base_url": "COINBASE_BASE_URL",
+    "bars_source": "STATESTORE_BARS_SOURCE",
+    "bars_url": "STATESTORE_BARS_URL",
+}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
 _BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
 _DB_TYPES = ("file", "influxdb", "postgres")
@@ -172,6 +178,8 @@ class Settings:
     signals_dir: Path | None = None
     key_file: Path | None = None
     base_url: str = "api.coinbase.com"
+    bars_source: str = "binance"
+    bars_url: str | None = None
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
     backups: Mapping[str, int] = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)
@@ -255,7 +263,7 @@ class Places:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return what no output may replace; the ledger, a cache, is not among them."""
+        """Return what no output may replace; the caches, ledger and bars, are not among them."""
         if isinstance(self.state, StateUrl):
             fallback = self.state.parameters.get("file_fallback")
             state = None if fallback is None else Path(fallback)

@@ -16,7 +16,8 @@
     |   |-- StateLocked             another writer holds the lock for too long
     |   |   `-- LeaseHeld           another bot runs on this state
     |   |-- BackupFailed            a backup could not be written or does not read back
-    |   `-- AuditBroken             the audit file's chain of hashes does not hold
+    |   |-- AuditBroken             the audit file's chain of hashes does not hold
+    |   `-- BarsFailed              the store of bars cannot be read or written
     |-- KillSwitchNotEngaged        a repair was asked for while the bot may trade
     |-- SourceError                 fills or balances could not be read
     |   |-- CredentialsError        no key, a bad key, or a key without the right
@@ -161,6 +162,10 @@ class BackupFailed(StateError):
 
 class AuditBroken(StateError):
     """A line of the audit file does not carry the hash of the line before it."""
+
+
+class BarsFailed(StateError):
+    """The store of bars is locked, not ours, or the system refused it. No position is in it."""
 
 
 class KillSwitchNotEngaged(StateStoreError):

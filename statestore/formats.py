@@ -227,6 +227,26 @@ class SignalRecord(TypedDict):
     last_error: NotRequired[dict[str, str]]
 
 
+class BootstrapStep(TypedDict):
+    """One step; more keys by step: ``balances``, ``groups``, ``series``."""
+
+    name: str
+    status: Literal["ok", "partial", "failed", "disabled", "skipped"]
+    detail: str
+    counts: dict[str, int]
+    ms: int
+
+
+class Bootstrapped(TypedDict):
+    """What ``statestore bootstrap`` prints."""
+
+    schema: Literal["statestore.bootstrap/1"]
+    status: Literal["ok", "partial", "degraded", "failed"]
+    started_at: Instant
+    ms: int
+    steps: list[BootstrapStep]
+
+
 class AuditLine(TypedDict):
     """A line of the audit file. ``prev`` is the SHA-256 of the line before it.
 
@@ -258,6 +278,7 @@ FORMATS: dict[str, Any] = {
     "verify": Verified,
     "export": Export,
     "signal": SignalRecord,
+    "bootstrap": Bootstrapped,
     "audit": AuditLine,
 }
 

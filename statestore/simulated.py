@@ -207,6 +207,12 @@ def redirect(location: str) -> Fault:
     return Fault(302, "", {"Location": location})
 
 
+# Served without a token.
+_PUBLIC = {"time", "candles"}
+_MOST_CANDLES = 350
+_GRANULARITY = {"ONE_MINUTE": 60, "FIFTEEN_MINUTE": 900, "ONE_HOUR": 3_600, "ONE_DAY": 86_400}
+
+
 # The exchange ---------------------------------------------------------------------------------
 
 
@@ -287,6 +293,7 @@ class SimulatedExchange:
         self._orders: dict[str, dict[str, object]] = {}
         self._accounts: dict[str, dict[str, object]] = {}
         self._products: dict[str, dict[str, object]] = {}
+        self._candles: dict[tuple[str, str], list[dict[str, str]]] = {}
         self._faults: dict[str, deque[Fault]] = {}
         self._forever: dict[str, Fault] = {}
         self._cursors: dict[str, tuple[int, str]] = {}
@@ -389,12 +396,26 @@ class SimulatedExchange:
             "alias_to": [],
         } | fields
 
+    def set_candles(
+        self, product_id: str, granularity: str, rows: Sequence[Sequence[object]]
+    ) -> None:
+        """Set the public candles of a product, each ``(start, low, high, open, close, volume)``.
+
+        Args:
+            granularity: by the exchange's name (``ONE_MINUTE``).
+            rows: ``start`` in seconds since 1970; the rest as texts.
+        """
+        names = ("start", "low", "high", "open", "close", "volume")
+        self._candles[product_id, granularity] = [
+            dict(zip(names, map(str, row), strict=True)) for row in rows
+        ]
+
     def script(self, endpoint: str, *faults: Fault, forever: bool = False) -> None:
         """Say what happens to the next requests of an endpoint, one each; then it is honest again.
 
         Args:
             endpoint: the last fixed part of its path: fills, accounts, products, key_permissions,
-                time, portfolios; orders for one or a list of them.
+                time, portfolios, candles; orders for one or a list of them.
             faults: in order; `OK` lets one through.
             forever: the last one stays.
         """
@@ -466,7 +487,7 @@ class SimulatedExchange:
             return beyond, None
         problem = ""
         endpoint = _endpoint(request.path)
-        if request.method == "GET" and endpoint != "time":
+        if request.method == "GET" and endpoint not in _PUBLIC:
             problem = self._problem_with(authorization, request)  # the slow part, so not one by one
         with self._lock:
             return self._answer_in_turn(request, endpoint, problem)
@@ -500,7 +521,7 @@ class SimulatedExchange:
             return Fault(405, '{"error":"METHOD_NOT_ALLOWED"}'), None
         parts = _parts(request.path)
         fault = self._next_fault(endpoint)
-        if endpoint != "time":
+        if endpoint not in _PUBLIC:
             if problem:
                 self.refusals.append(problem)
                 return UNAUTHORIZED, None
@@ -525,6 +546,8 @@ class SimulatedExchange:
                 answer = {"portfolios": [name | {"deleted": False}]}
             case ["time"]:
                 answer = self._time()
+            case ["market", "products", product_id, "candles"]:
+                answer = self._candles_page(product_id, request.query)
         if isinstance(answer, Fault):
             return answer, None
         return fault, fault.change(answer) if fault.change else answer
@@ -598,6 +621,20 @@ class SimulatedExchange:
             return page
         rows, cursor, _ = page
         return {"fills": rows, "cursor": cursor}
+
+    def _candles_page(self, product_id: str, query: Mapping[str, list[str]]) -> Answer | Fault:
+        """Return the candles from ``start`` to ``end``, both included, newest first."""
+        known = [rows for (product, _), rows in self._candles.items() if product == product_id]
+        if not known:
+            return Fault(404, '{"error":"NOT_FOUND","message":"product not found"}')
+        granularity = query.get("granularity", [""])[0]
+        seconds = _GRANULARITY.get(granularity)
+        start, end = (int(query.get(name, ["0"])[0]) for name in ("start", "end"))
+        if seconds is None or (end - start) // seconds >= _MOST_CANDLES:
+            return Fault(400, '{"error":"INVALID_ARGUMENT","message":"too many candles asked for"}')
+        rows = self._candles.get((product_id, granularity), [])
+        found = [row for row in rows if start <= int(row["start"]) <= end]
+        return {"candles": sorted(found, key=lambda row: -int(row["start"]))}
 
     def _by_time(self) -> tuple[list[int], list[dict[str, object]]]:
         """Return the fills in order of the time that filters, and those times."""
@@ -685,6 +722,8 @@ def _parts(path: str) -> list[str]:
 
 def _endpoint(path: str) -> str:
     parts = _parts(path)
+    if parts[0] == "market":
+        return parts[-1]
     return "fills" if parts == ["orders", "historical", "fills"] else parts[0]
 
 

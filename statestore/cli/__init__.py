@@ -17,6 +17,7 @@ from statestore.cli.exits import EPILOG, entry
 _COMMANDS = {
     "audit": "What repairs have changed, and whether that record is whole.",
     "backup": "Make a verified copy of the state, or verify those there are.",
+    "bootstrap": "Make or fetch what a bot needs beside its state.",
     "check": "Say whether the state, its .bak and its backups are good.",
     "db": "The database a state is in: init, upgrade, status, reconcile.",
     "demo": "The main job on a simulated exchange, without any key.",

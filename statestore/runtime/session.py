@@ -48,7 +48,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import statestore
 from statestore import times
@@ -73,6 +73,14 @@ OnSaveError = Callable[[Exception], None]
 INTERRUPTED = 130
 
 
+class Bootstrap(Protocol):
+    """What is to be run at the start of a session; `statestore.runtime.bootstrap` has one."""
+
+    def begin(self, session: TradingSession) -> None: ...
+
+    def deliver(self, state: State) -> bool: ...
+
+
 class TradingSession:
     """One run of a bot. Made once, started once; threads may share it.
 
@@ -95,6 +103,7 @@ class TradingSession:
         clock: Callable[[], float] = time.monotonic,
         on_save_error: OnSaveError | None = None,
         signals: bool = True,
+        bootstrap: Bootstrap | None = None,
     ) -> None:
         """Remember what to do; nothing is read, made or locked yet.
 
@@ -109,6 +118,8 @@ class TradingSession:
             clock: monotonic seconds.
             on_save_error: gets the error of every save that failed. What it raises is logged.
             signals: whether SIGINT and SIGTERM are to stop the session. Only the main thread can.
+            bootstrap: begun once the session has started, except in ``DRY_RUN``; what it finds is
+                put in and saved at ticks. See `statestore.runtime.bootstrap`.
 
         Raises:
             UsageError: an option means nothing, or two strategies have one name.
@@ -126,6 +137,7 @@ class TradingSession:
         self._clock = clock
         self._on_save_error = on_save_error
         self._signals = signals
+        self._bootstrap = None if mode == "DRY_RUN" else bootstrap
         self._strategies = Strategies(strategies, store.path)
         self._manager = ServiceManager(*service_manager())
         # Reads without being taken for the writer who saw what it reads.
@@ -259,6 +271,8 @@ class TradingSession:
             self._began = self._clock()
             atexit.register(self._at_exit)
             self._save("start", "start")
+            if self._bootstrap is not None:
+                self._bootstrap.begin(self)
         except BaseException:
             self._let_go()
             raise
@@ -316,7 +330,7 @@ class TradingSession:
         with self._lock:
             halted = self._look_at_kill_switch()
             self.refresh()
-            due = self._due()
+            due = self._delivered() or self._due()
             if due is not None and self.mode != "DRY_RUN":
                 self._attempt(*due)
         for hook in self._hooks_due():
@@ -416,7 +430,7 @@ class TradingSession:
         with self._lock:
             halted = self._look_at_kill_switch()
             self.refresh()
-            due = self._due()
+            due = self._delivered() or self._due()
         if due is not None:
             await self._asave(*due)
         for hook in self._hooks_due():
@@ -697,6 +711,12 @@ class TradingSession:
         self._manager.tell(what, f"STATUS=revision {self.state.meta.revision}, {said}")
 
     # When, and the end
+
+    def _delivered(self) -> tuple[str | None, str] | None:
+        """Take what the bootstrap has ready; return the save that it asks for."""
+        if self._bootstrap is not None and self._bootstrap.deliver(self.state):
+            return "bootstrap", "bootstrap"
+        return None
 
     def _due(self) -> tuple[str | None, str] | None:
         """Return kind and reason of a save that is due; a retry is of no kind of its own."""

@@ -646,7 +646,9 @@ def test_no_method_of_the_sdk_gets_anything_but_a_get_out_of_the_process(exchang
         coinbase.KEY_PERMISSIONS,
         coinbase.TIME,
         f"{coinbase.PRODUCTS}/x",
+        coinbase.candles_path("x"),
     }
+    assert {r.signed for r in exchange.requests if r.path == coinbase.candles_path("x")} == {False}
 
 
 @pytest.mark.parametrize("method", ["post", "put", "delete"])

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.klines import serving
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds; for a machine that is busy, not a figure of ours
 
@@ -108,3 +110,11 @@ def main_loop(run, state_file):
         return run(script, "--state", state_file, *arguments, **environment)
 
     return main_loop
+
+
+@pytest.fixture
+def klines(monkeypatch):
+    """A running Binance, empty of nothing; see `tests.runtime.klines`."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server

@@ -63,12 +63,13 @@ ACCOUNTS = f"{API}/accounts"
 PRODUCTS = f"{API}/products"
 KEY_PERMISSIONS = f"{API}/key_permissions"
 TIME = f"{API}/time"
+MARKET = f"{API}/market/products"
 
 _PRODUCT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _ORDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*", re.ASCII)
 _READABLE = re.compile(
     rf"{API}/(orders/historical/{_ORDER_ID.pattern}|accounts|key_permissions|time"
-    rf"|products/{_PRODUCT_ID.pattern})",
+    rf"|products/{_PRODUCT_ID.pattern}|market/products/{_PRODUCT_ID.pattern}/candles)",
     re.ASCII,
 )
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
@@ -304,8 +305,52 @@ def server_time(base_url: str = BASE_URL) -> int:
     return source.server_time()
 
 
+def candles_path(product_id: str) -> str:
+    """Return the path of a product's public candles."""
+    return f"{MARKET}/{product_id}/candles"
+
+
+def public_reader(
+    *,
+    base_url: str = BASE_URL,
+    ca_file: Path | None = None,
+    rate: int = DEFAULT_RATE,
+    attempts: int = 5,
+    **patience: float,
+) -> Callable[[str, Mapping[str, object]], dict[str, object]]:
+    """Return what reads a public path with its parameters, as `CoinbaseSource` reads. Needs no key.
+
+    Args:
+        attempts: for one answer at most; one, while the exchange was just given up on.
+        patience: ``give_up_after``, ``wait_initial`` and ``wait_max``, all of them.
+
+    Raises:
+        UsageError: ``base_url`` is not a host, or ``rate`` none the exchange allows.
+    """
+    pace = Pace(rate)
+    nobody = _of_nobody()
+    lend = _lender(lambda: read_only_client(nobody, base_url=base_url, ca_file=ca_file), pace)
+    patiently, once = (
+        _with_retries(lend, pace, host=base_url, attempts=number, **patience)
+        for number in (attempts, 1)
+    )
+    given_up = False
+
+    def read(path: str, params: Mapping[str, object]) -> dict[str, object]:
+        nonlocal given_up
+        try:
+            answer = (once if given_up else patiently)(path, params, _NEVER)
+        except _GaveUp:
+            given_up = True
+            raise
+        given_up = False
+        return answer
+
+    return read
+
+
 def _of_nobody() -> Credentials:
-    """A key made up on the spot: the client wants one, and the public path sends none."""
+    """A key made up on the spot: the client wants one, and public paths send none."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -383,6 +428,10 @@ class _Refused(Exception):
         return self.status in (0, 200, 429) or self.status >= 500
 
 
+class _GaveUp(ExchangeError):
+    """Asked as often as allowed, without an answer; later there may well be one."""
+
+
 class _NotFound(ExchangeError):
     """404: the exchange does not know it."""
 
@@ -441,7 +490,7 @@ def read_only_client(
             headers: dict[str, str],
             data: object = None,
         ) -> dict[str, object]:
-            if url_path == TIME:
+            if url_path == TIME or url_path.startswith(f"{MARKET}/"):
                 headers.pop("Authorization", None)  # public, and asked when tokens are refused
             try:
                 response = self.session.request(
@@ -684,9 +733,7 @@ def _explained(refused: _Refused, host: str, path: str, tries: int, clock: str) 
         return ExchangeError(f"{what}; check the settings of proxy and certificates")
     if not refused.passing:
         return ExchangeError(what)
-    return ExchangeError(
-        f"{what}; gave up after {tries} attempts, nothing was computed; try again later"
-    )
+    return _GaveUp(f"{what}; gave up after {tries} attempts, nothing was computed; try again later")
 
 
 def _clock(ask: Callable[[], dict[str, object]]) -> str:
