@@ -23,6 +23,7 @@
     |   `-- RecordedFileError       a file of recorded fills or balances is not understood
     |-- BackendError                a database refused, or answered with an error
     |   |-- BackendUnavailable      it cannot be reached, or the connection broke
+    |   |-- ContentRefused          it does not take what it was given, and would not next time
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
     `-- PlanStale                   what a saved plan was made from has changed
@@ -182,6 +183,10 @@ class BackendUnavailable(BackendError):
     def __init__(self, message: str, *, uncertain: bool = False) -> None:
         super().__init__(message)
         self.uncertain = uncertain
+
+
+class ContentRefused(BackendError):
+    """The database refused what was to be written for what it is: trying again does not help."""
 
 
 class SchemaOutdated(BackendError):
