@@ -325,7 +325,8 @@ class Mirror:
         cannot be asked. The state that is replaced is backed up first.
 
         Args:
-            wait: seconds to wait for a database that cannot be reached yet.
+            wait: seconds to wait for a database that cannot be reached yet, where there is no state
+                of one's own to begin with.
 
         Returns:
             What was restored; None if the file stands.
@@ -333,10 +334,10 @@ class Mirror:
         Raises:
             StateStoreError: the file does not read, or could not be written.
         """
-        held = self._held_within(wait)
         try:
             present = store.load().meta
         except StateCorrupt:
+            held = self._held_within(0)
             if held is not None:
                 logger.error(
                     "the mirror has a state where the file does not read: statestore mirror "
@@ -344,6 +345,7 @@ class Mirror:
                     extra={"mirror": str(self.database), "revision": held.revision},
                 )
             raise
+        held = self._held_within(0 if present.revision else wait)
         if held is None or held.revision <= present.revision:
             if held and held.revision == present.revision and held.sha256 != present.sha256:
                 self._warn_of_a_fork(held.revision)

@@ -18,6 +18,8 @@ What is promised:
 * SIGINT, SIGTERM, an exception and the end of the block save once. No signal interrupts a save;
 * a state that somebody else saved (an operator's repair) replaces the one in memory at the next
   tick, or at the save that finds out; the one in memory never goes over it;
+* with a `Mirror`, what it holds is taken over at the start where it is ahead of the file, and every
+  save follows into it; the bot never waits for it, and what it owes is in `health`;
 * a halted bot may save. While the kill switch is engaged, or cannot be looked at, `tick` says no.
 
 What is not: `TradingSession.state` is another object after a reload, so what was taken out of it
@@ -59,6 +61,7 @@ from statestore.runtime.strategies import Strategies
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from statestore.backends.mirror import Mirror
     from statestore.disk.locks import Lease
     from statestore.disk.saver import Saver
 
@@ -77,6 +80,7 @@ class TradingSession:
         store: the state file.
         kill_switch: what halts this bot.
         mode: as it stands in the ``session`` section.
+        mirror: what follows the saves, if anything.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class TradingSession:
         clock: Callable[[], float] = time.monotonic,
         on_save_error: OnSaveError | None = None,
         signals: bool = True,
+        mirror: Mirror | None = None,
     ) -> None:
         """Remember what to do; nothing is read, made or locked yet.
 
@@ -105,6 +110,8 @@ class TradingSession:
             clock: monotonic seconds.
             on_save_error: gets the error of every save that failed. What it raises is logged.
             signals: whether SIGINT and SIGTERM are to stop the session. Only the main thread can.
+            mirror: a database that the saves are to follow into, see `statestore.backends.mirror`;
+                closed at the end. Not used in ``DRY_RUN``.
 
         Raises:
             UsageError: an option means nothing, or two strategies have one name.
@@ -122,6 +129,7 @@ class TradingSession:
         self._clock = clock
         self._on_save_error = on_save_error
         self._signals = signals
+        self.mirror = None if mode == "DRY_RUN" else mirror
         self._strategies = Strategies(strategies, store.path)
         self._manager = ServiceManager(*service_manager())
         # Reads without being taken for the writer who saw what it reads.
@@ -220,6 +228,7 @@ class TradingSession:
                 "reloads": self._reloads,
                 "reload_error": self._reload_error,
                 "strategies": dict(self._strategies.errors),
+                "mirror": self.mirror.status() if self.mirror is not None else None,
             }
 
     # The life
@@ -241,6 +250,8 @@ class TradingSession:
                 self._flag.install()
             if self.mode != "DRY_RUN":
                 self._lease = self.store.lease()
+            if self.mirror is not None:
+                self.mirror.take_over(self.store)
             self._started_at = times.format_instant(times.now())
             self.restore()
             self._began = self._clock()
@@ -303,6 +314,7 @@ class TradingSession:
         with self._lock:
             halted = self._look_at_kill_switch()
             self.refresh()
+            self._poke_mirror()
             due = self._due()
             if due is not None and self.mode != "DRY_RUN":
                 self._attempt(*due)
@@ -383,6 +395,7 @@ class TradingSession:
         with self._lock:
             halted = self._look_at_kill_switch()
             self.refresh()
+            self._poke_mirror()
             due = self._due()
         if due is not None:
             await self._asave(*due)
@@ -548,6 +561,8 @@ class TradingSession:
                 "seconds": round(time.monotonic() - save.begun, 6),
             }
         logger.info("trading state saved", extra={"path": str(self.store.path), **self._last_save})
+        if self.mirror is not None:
+            self.mirror.saved(self.store, meta)
 
     def _failed(self, save: _Save, error: Exception) -> None:
         with self._lock:
@@ -652,6 +667,10 @@ class TradingSession:
                 logger.warning("kill switch released: trading goes on")
         return halted
 
+    def _poke_mirror(self) -> None:
+        if self.mirror is not None:
+            self.mirror.poke()
+
     def _tell_manager(self, what: str) -> None:
         said = "NOT SAVED" if self._owed else "ok"
         self._manager.tell(what, f"STATUS=revision {self.state.meta.revision}, {said}")
@@ -679,6 +698,8 @@ class TradingSession:
         except StateStoreError:
             logger.debug("the saver's last error was told before")
         finally:
+            if self.mirror is not None:
+                self.mirror.close()
             if self._lease is not None:
                 self._lease.release()
                 self._lease = None
