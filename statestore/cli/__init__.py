@@ -26,6 +26,7 @@ _COMMANDS = {
     "fills": "Print the fills behind each quantity: the audit trail.",
     "history": "List every version of the state that is at hand.",
     "kill-switch": "Halt a bot, release it, ask.",
+    "mirror": "Look at the mirror in InfluxDB, bring it up, restore it.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "replay": "Replay recorded fills into positions: no state, no exchange.",
     "restore": "Put a backup in place of the state.",
