@@ -64,6 +64,7 @@ _RETRY_SECONDS = 5.0
 _RETRY_AT_MOST_SECONDS = 60.0
 _WAIT_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0
+_ASK_AGAIN_SECONDS = 0.2
 
 Kind = Literal["position", "pair"]
 
@@ -318,42 +319,56 @@ class Mirror:
         """
         return self.database.newest(self.name)
 
-    def take_over(self, store: StateStore, *, wait: float = _WAIT_SECONDS) -> StateMeta | None:
+    def take_over(
+        self, store: StateStore, *, wait: float = _WAIT_SECONDS, may_begin_empty: bool = False
+    ) -> StateMeta | None:
         """Restore what the mirror holds where it is of a higher revision than the file.
 
-        For the start of a bot, under its lease. A tie goes to the file; so does a mirror that
-        cannot be asked. The state that is replaced is backed up first.
+        For the start of a bot, under its lease. A tie goes to the file, and so does a mirror that
+        cannot be asked or read. The state that is replaced is backed up first.
 
         Args:
             wait: seconds to wait for a database that cannot be reached yet, where there is no state
                 of one's own to begin with.
+            may_begin_empty: where there is none, and nobody can tell what the mirror holds, it is a
+                first start.
 
         Returns:
             What was restored; None if the file stands.
 
         Raises:
+            BackendError: there is no state here, and what the mirror holds is not known: this may
+                be a first start, or the loss of everything.
             StateStoreError: the file does not read, or could not be written.
         """
         try:
             present = store.load().meta
         except StateCorrupt:
-            held = self._held_within(0)
-            if held is not None:
+            with suppress(BackendError):
+                held = self.newest()
                 logger.error(
-                    "the mirror has a state where the file does not read: statestore mirror "
-                    "restore",
-                    extra={"mirror": str(self.database), "revision": held.revision},
+                    "the state file does not read; what the mirror holds can be restored by "
+                    "`statestore mirror restore`",
+                    extra={
+                        "mirror": str(self.database),
+                        "revision": held.revision if held else None,
+                    },
                 )
             raise
-        held = self._held_within(0 if present.revision else wait)
-        if held is None or held.revision <= present.revision:
-            if held and held.revision == present.revision and held.sha256 != present.sha256:
-                self._warn_of_a_fork(held.revision)
-            return None
+        begins = not present.revision and not present.path.exists()
         try:
+            held = self._held_within(wait if begins else 0)
+            if held is None or held.revision <= present.revision:
+                if held and held.revision == present.revision and held.sha256 != present.sha256:
+                    self._warn_of_a_fork(held.revision)
+                return None
             document = held.document()
         except BackendError as error:
-            logger.error("the mirror's newer state cannot be used", extra={"why": str(error)})
+            if begins and not may_begin_empty:
+                raise type(error)(
+                    f"there is no {store.path}, and what the mirror holds of it is not known: "
+                    f"{error}. Wait for it, or begin with `statestore restore`"
+                ) from error
             self._note(str(error))
             return None
         with suppress(StateMissing):  # nothing is replaced
@@ -376,14 +391,10 @@ class Mirror:
         while True:
             try:
                 return self.newest()
-            except BackendUnavailable as error:
+            except BackendUnavailable:
                 if time.monotonic() >= until:
-                    self._note(str(error))
-                    return None
-                time.sleep(0.2)
-            except BackendError as error:
-                self._note(str(error))
-                return None
+                    raise
+                time.sleep(_ASK_AGAIN_SECONDS)
 
     # The worker
 

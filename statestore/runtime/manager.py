@@ -316,7 +316,7 @@ class UnifiedStateManager:
         if not self._fallback:
             self.mirror.database.health()
         if self._session is None and self.store.lease_holder() is None:
-            self.mirror.take_over(self.store)
+            self.mirror.take_over(self.store, may_begin_empty=self._fallback)
 
     def _mirror_status(self) -> dict[str, Any] | None:
         if self.mirror is None:

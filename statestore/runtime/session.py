@@ -239,6 +239,7 @@ class TradingSession:
         Raises:
             LeaseHeld: another bot runs on this state; names its process, host and since when.
             StateCorrupt, StateChecksumMismatch, StateInvalid, StateError: as in `StateStore.load`.
+            BackendError: there is no state, and the mirror that may hold one cannot be asked.
             UsageError: it was started before.
         """
         if self._pid is not None or self._ended:

@@ -582,15 +582,30 @@ def test_a_damaged_document_in_the_mirror_is_not_taken(
     store: StateStore, mirror_of: Callable[..., Mirror], influx: InfluxServer, tmp_path: Path
 ) -> None:
     one = mirror_of(influx)
+    save(store, one, n=1)
+    old = store.path.read_bytes()
     save(store, one, note="x" * 200_000)
     one.flush()
     influx.query(f"DROP SERIES FROM trading_states WHERE part = '1' AND state = '{one.name}'")
-    new = StateStore(tmp_path / "new.json")
+    store.path.write_bytes(old)
+    store.backup_path.unlink()
     mirror = mirror_of(influx)
 
-    assert mirror.take_over(new, wait=0) is None
+    assert mirror.take_over(StateStore(store.path), wait=0) is None
     assert "there is no 1" in str(mirror.degraded)
-    assert not new.path.exists()
+    assert store.path.read_bytes() == old
+    with pytest.raises(BackendError, match="there is no 1"):
+        mirror_of(influx).take_over(StateStore(tmp_path / "new.json"), wait=0)
+
+
+def test_where_there_is_no_file_a_mirror_that_cannot_be_asked_is_no_first_start(
+    store: StateStore, mirror_of: Callable[..., Mirror]
+) -> None:
+    with pytest.raises(BackendUnavailable, match=r"what the mirror holds .* is not known"):
+        mirror_of(nowhere()).take_over(store, wait=0)
+
+    assert mirror_of(nowhere()).take_over(store, wait=0, may_begin_empty=True) is None
+    assert not store.path.exists()
 
 
 def test_a_mirror_that_is_ahead_of_a_running_bot_is_never_written_over(
