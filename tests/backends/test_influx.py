@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from statestore import StateStore
 from statestore.backends import influx as module
 from statestore.backends.influx import Influx, lines, tag, untag
-from statestore.backends.mirror import Change, Revision, Series
+from statestore.backends.mirror import Change, Mirror, Revision, Series
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, ContentRefused
 from tests.servers import InfluxServer, free_port, running_influx
 
@@ -339,3 +340,33 @@ def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
         Influx(url)
 
     assert "s3cret" not in str(caught.value)
+
+
+# The page
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "influxdb.md"
+
+
+def test_the_queries_of_the_page_answer_what_it_says(
+    influx: InfluxServer, state_file: Path
+) -> None:
+    mirror = Mirror(Influx(influx.url, bucket=influx.database), "pairs-live")
+    store = StateStore(state_file)
+    held = {"BTC-USD": {"quantity": 1}, "ETH-USD": {"quantity": 2}}
+    for positions in (held, {**held, "BTC-USD": {"quantity": 3}}, {"BTC-USD": {"quantity": 3}}):
+        pairs = {"BTCUSD-ETHUSD": {"cooldown": len(positions)}}
+        mirror.saved(store, store.save({"positions": positions, "pair_states": pairs}))
+    mirror.flush()
+    mirror.close()
+    asked = re.findall(r"```sql\n(.*?)\n```", PAGE.read_text(), re.DOTALL)
+    open_now, hourly, history, last, pair = (influx.query(query) for query in asked)
+
+    assert [(row["symbol"], row["payload"]) for row in open_now] == [("BTC-USD", '{"quantity":3}')]
+    assert sum(row["count"] for row in hourly) == 4
+    assert [(row["seq"], row["payload"]) for row in history] == [
+        (2, '{"quantity":3}'),
+        (1, '{"quantity":1}'),
+    ]
+    assert [row["last"] for row in last] == [3]
+    assert [row["last"] for row in pair] == ['{"cooldown":1}']
