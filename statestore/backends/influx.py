@@ -276,6 +276,8 @@ class Influx:
             403: f"the token has no permission for {self.bucket}: it needs to read and to write it",
             404: f"make {self.bucket}, or check TRADING_STATE_INFLUXDB_BUCKET and _ORG",
         }.get(status, "")
+        if doing in ("/ping", "/health"):
+            advice = "check TRADING_STATE_INFLUXDB_URL"
         if status in (400, 413, 422):
             return ContentRefused(what)
         return BackendError(f"{what}{'; ' + advice if advice else ''}")

@@ -45,6 +45,7 @@ from statestore.errors import (
     ConfigError,
     ContentRefused,
     StateCorrupt,
+    StateError,
     StateMissing,
     StateStoreError,
 )
@@ -216,23 +217,22 @@ class Mirror:
 
     def saved(self, store: StateStore, meta: StateMeta) -> None:
         """Have the state that `store` just saved mirrored. Returns at once, raises nothing."""
-        recorded = self._recorded
-        if recorded is not None and codec.peek_revision(recorded[: codec.HEAD_BYTES]) == (
-            meta.revision
-        ):
+        if meta.revision == _revision(self._recorded):
             self.poke()
             return
         try:
-            data, _ = durable.read_file(store.path, codec.MAX_BYTES)
-        except (OSError, durable.NotAFile, durable.TooLarge) as error:
-            self._note(f"cannot read {store.path}: {error}; the next save is mirrored")
+            document = document_of(store)
+        except StateStoreError as error:
+            self._note(f"{error}; the next save is mirrored")
             return
-        self.record(data)
+        self.record(document)
 
     def record(self, document: bytes) -> None:
         """Have a state file's content mirrored, after all before it. Returns at once."""
         with self._changed:
-            if document != self._recorded:
+            # A thread that read an older one before others may come after them.
+            late = _revision(document) < _revision(self._recorded)
+            if document != self._recorded and not late:
                 self._recorded = document
                 self._owed.append(document)
                 self._owed_bytes += len(document)
@@ -257,7 +257,7 @@ class Mirror:
             self._work_if_due()
             self._changed.wait_for(lambda: self._worker is None, seconds)
             if self._owed or self._worker is not None:
-                why = self._error or f"not done within {seconds:g} s"
+                why = self._error or "it was not done in time, or is closed"
                 raise BackendUnavailable(f"the state is not in the mirror: {why}")
 
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
@@ -293,7 +293,7 @@ class Mirror:
             return {
                 "database": self.database.address,
                 "name": self.name,
-                "revision": _revision(self._recorded) if self._recorded else None,
+                "revision": _revision(self._recorded) or None,
                 "mirrored": self._mirrored,
                 "pending": {
                     "revisions": len(owed),
@@ -322,10 +322,10 @@ class Mirror:
     def take_over(
         self, store: StateStore, *, wait: float = _WAIT_SECONDS, may_begin_empty: bool = False
     ) -> StateMeta | None:
-        """Restore what the mirror holds where it is of a higher revision than the file.
+        """Restore what the mirror holds where it is ahead of the file; else it is owed the file.
 
-        For the start of a bot, under its lease. A tie goes to the file, and so does a mirror that
-        cannot be asked or read. The state that is replaced is backed up first.
+        For the start of a bot, under its lease. The higher revision counts. A tie goes to the file,
+        and so does a mirror that cannot be asked or read. What is replaced is backed up first.
 
         Args:
             wait: seconds to wait for a database that cannot be reached yet, where there is no state
@@ -342,7 +342,7 @@ class Mirror:
             StateStoreError: the file does not read, or could not be written.
         """
         try:
-            present = store.load().meta
+            state = store.load()
         except StateCorrupt:
             with suppress(BackendError):
                 held = self.newest()
@@ -355,12 +355,11 @@ class Mirror:
                     },
                 )
             raise
-        begins = not present.revision and not present.path.exists()
+        present, begins = state.meta, not state and not state.meta.revision
         try:
             held = self._held_within(wait if begins else 0)
             if held is None or held.revision <= present.revision:
-                if held and held.revision == present.revision and held.sha256 != present.sha256:
-                    self._warn_of_a_fork(held.revision)
+                self._bring_up(store, present)
                 return None
             document = held.document()
         except BackendError as error:
@@ -370,10 +369,12 @@ class Mirror:
                     f"{error}. Wait for it, or begin with `statestore restore`"
                 ) from error
             self._note(str(error))
+            self._bring_up(store, present)
             return None
         with suppress(StateMissing):  # nothing is replaced
             store.backup("restore")
         saved = restore_document(store, document, f"mirror at revision {held.revision}")
+        self.saved(store, saved)
         logger.warning(
             "state restored from the mirror, which was ahead of the file",
             extra={
@@ -385,6 +386,10 @@ class Mirror:
             },
         )
         return saved
+
+    def _bring_up(self, store: StateStore, present: StateMeta) -> None:
+        if present.verified and present.recovered_from is None:
+            self.saved(store, present)
 
     def _held_within(self, wait: float) -> Held | None:
         until = time.monotonic() + wait
@@ -467,7 +472,7 @@ class Mirror:
         held = self.newest()
         listed = self.database.series(self.name)
         self._listed |= listed.keys()
-        newest = _revision(self._recorded) if self._recorded else 0
+        newest = _revision(self._recorded)
         if held is not None and held.revision > newest:
             raise BackendError(
                 f"{self.database.address} holds revision {held.revision} of {self.name}, and the "
@@ -552,6 +557,18 @@ def changes_of(document: codec.Document) -> dict[Series, Change]:
     return found
 
 
+def document_of(store: StateStore) -> bytes:
+    """Return the state that stands, byte for byte as it was saved.
+
+    Raises:
+        StateStoreError: it cannot be read.
+    """
+    try:
+        return durable.read_file(store.path, codec.MAX_BYTES)[0]
+    except (OSError, durable.NotAFile, durable.TooLarge) as error:
+        raise StateError(store.path, f"cannot read {store.path}: {error}") from error
+
+
 def restore_document(
     store: StateStore,
     document: bytes,
@@ -603,8 +620,8 @@ def require_mirror(settings: TradingStateSettings, store: StateStore) -> Mirror:
     return mirror
 
 
-def _revision(document: bytes) -> int:
-    return codec.peek_revision(document[: codec.HEAD_BYTES]) or 0
+def _revision(document: bytes | None) -> int:
+    return codec.peek_revision((document or b"")[: codec.HEAD_BYTES]) or 0
 
 
 def _instant(document: codec.Document) -> int:

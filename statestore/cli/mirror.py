@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from statestore.backends.mirror import Held, Mirror, require_mirror, restore_document
+from statestore.backends.mirror import (
+    Held,
+    Mirror,
+    document_of,
+    require_mirror,
+    restore_document,
+)
 from statestore.cli.differences import preview, show_differences
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
 from statestore.cli.guarded import present, replace_state, retention
@@ -22,8 +28,6 @@ from statestore.cli.options import (
 )
 from statestore.cli.output import note, print_json
 from statestore.config import load_settings, load_trading_state_settings, places
-from statestore.disk import codec
-from statestore.disk.durable import read_file
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import (
@@ -127,8 +131,7 @@ def push(state: Path | None) -> None:
             f"{store.path} was not saved by statestore yet, so nothing vouches for it; "
             "`statestore seal` accepts it",
         )
-    data, _ = read_file(store.path, codec.MAX_BYTES)
-    mirror.record(data)
+    mirror.record(document_of(store))
     mirror.flush()
     note(f"Revision {meta.revision} is in {mirror.database.address}.")
     print_json({"action": "push", "path": str(store.path), **mirror.status()})

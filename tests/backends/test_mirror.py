@@ -447,6 +447,19 @@ def test_a_state_file_that_is_gone_costs_no_save(store: StateStore, mirror: Mirr
     assert "cannot read" in str(mirror.degraded)
 
 
+def test_an_older_document_that_comes_late_is_left_out(
+    store: StateStore, mirror: Mirror, influx: InfluxServer
+) -> None:
+    store.save({"n": 1})
+    late = store.path.read_bytes()
+    save(store, mirror, n=2)
+    mirror.record(late)
+    mirror.flush()
+
+    assert revisions(influx, store.path) == [2]
+    assert mirror.status()["revision"] == 2
+
+
 def test_a_forked_child_leaves_what_is_owed_to_its_parent(
     store: StateStore, mirror_of: Callable[..., Mirror]
 ) -> None:
@@ -514,9 +527,8 @@ def test_of_two_states_of_one_revision_the_file_counts_and_it_is_said(
     fork = mirror_of(influx)
 
     assert fork.take_over(other, wait=0) is None
-    assert caplog.text.count("another state of the same revision") == 1
-    fork.record(other.path.read_bytes())
     fork.flush()
+    assert caplog.text.count("another state of the same revision") == 1
     assert fork.newest().document() == other.path.read_bytes()  # type: ignore[union-attr]
 
 

@@ -240,7 +240,7 @@ def test_a_setting_that_is_not_understood_is_an_error_without_the_token(name):
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_database_this_facade_does_not_have_is_said_or_refused(manager, monkeypatch):
+def test_a_database_that_is_not_there_is_said_or_refused(manager, monkeypatch):
     monkeypatch.setenv("TRADING_STATE_DB_TYPE", "postgres")
 
     one = manager()

@@ -198,10 +198,20 @@ def test_a_save_that_returns_is_on_disk_although_the_database_is_down_and_says_d
         one.mirror.flush()
     assert "Connection refused" in one.degraded
     status = one.get_system_status()
-    assert status["mirror"]["pending"] == {"revisions": 1, "from": 2, "to": 2}
+    assert status["mirror"]["pending"] == {"revisions": 2, "from": 1, "to": 2}
     assert "Connection refused" in status["mirror"]["health"]
     assert not status["healthy"]
     assert "s3cret" not in str(status)
+
+
+def test_a_start_brings_up_a_mirror_that_is_behind(influx, manager, state_file):
+    StateStore(state_file).save({"positions": {"BTC-USD": LONG}})
+
+    one = manager(influx)
+    one.mirror.flush()
+
+    assert held(one.mirror)["positions"] == {"BTC-USD": LONG}
+    assert one.degraded is None
 
 
 def test_it_is_no_longer_degraded_when_the_database_is_back(own_influx, manager):

@@ -80,7 +80,7 @@ def test_check_is_a_health_check(manage, state_store):
     assert out.endswith("Healthy    NO\n")
 
 
-def test_a_database_that_is_configured_and_down_is_said(manage, state_store):
+def test_a_database_that_is_configured_is_not_called_healthy(manage, state_store):
     state_store.save(STATE)
 
     code, out, err = manage(
