@@ -246,6 +246,16 @@ class Mirror:
         with self._changed:
             self._work_if_due()
 
+    def push(self, document: bytes) -> None:
+        """Write a document now, in this thread: for who has no bot that saves.
+
+        Raises:
+            BackendError: it was not written, or the mirror is ahead of it.
+        """
+        self._recorded = document
+        self._write(document)
+        self._succeeded()
+
     def flush(self, seconds: float | None = None) -> None:
         """Wait until everything is written that is owed, trying at once if it failed before.
 

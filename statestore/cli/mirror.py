@@ -131,8 +131,7 @@ def push(state: Path | None) -> None:
             f"{store.path} was not saved by statestore yet, so nothing vouches for it; "
             "`statestore seal` accepts it",
         )
-    mirror.record(document_of(store))
-    mirror.flush()
+    mirror.push(document_of(store))
     note(f"Revision {meta.revision} is in {mirror.database.address}.")
     print_json({"action": "push", "path": str(store.path), **mirror.status()})
 

@@ -219,6 +219,19 @@ def test_a_document_that_is_not_what_was_saved_is_refused(
         held.document()
 
 
+def test_a_good_document_under_another_revision_is_refused(
+    database: Influx, state_file: Path
+) -> None:
+    one, two = sealed(state_file, {"n": 1}), sealed(state_file, {"n": 2})
+    database.write(revision(2, one.document, sha256=two.sha256, name=one.name))
+
+    held = database.newest(one.name)
+
+    assert held is not None
+    with pytest.raises(BackendError, match="holds the document of revision 1"):
+        held.document()
+
+
 def test_a_position_that_is_too_long_for_a_field_is_null_in_its_series(
     database: Influx, influx: InfluxServer
 ) -> None:
@@ -258,6 +271,18 @@ def test_a_server_that_is_down_is_an_error_for_every_question_and_never_an_answe
     ):
         with pytest.raises(BackendUnavailable, match="cannot be reached: Connection refused"):
             ask()
+
+
+def test_neither_a_proxy_nor_a_netrc_comes_between(
+    database: Influx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+
+    assert database.health().checked == "/ping"
 
 
 def test_a_database_that_does_not_exist_is_said_and_not_empty(influx: InfluxServer) -> None:

@@ -71,6 +71,8 @@ def test_queries_have_no_horizon_and_no_text_can_leave_its_quotes(
         assert 'from(bucket: "quant\\"data")' in flux
         assert 'r.state == "a bot, \\"\\${x}\\""' in flux
         assert "range(start: 0, stop: 2262-01-01" in flux or "range(start: time(v: " in flux
+    mirror.database.names()
+    assert "start: 0)" in server.asked("/api/v2/query")[-1].flux
     assert {asked.query["org"] for asked in server.asked("/api/v2/query")} == {"quant-system"}
 
 

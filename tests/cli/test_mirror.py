@@ -144,6 +144,7 @@ def test_a_mirror_that_is_ahead_is_not_written_over(mirrored: Run, lost: Path) -
 
     assert ran.code == 10
     assert "mirror restore" in ran.error
+    assert ran.err.count("\n") == 1
 
 
 def test_a_state_that_nothing_vouches_for_is_not_pushed(mirrored: Run, state_file: Path) -> None:
