@@ -6,7 +6,7 @@ mistyped ``reserve`` would otherwise sell what is not the bot's.
 =================  ==========================  ======================================
 setting            environment                 default
 =================  ==========================  ======================================
-``state``          ``STATE_FILE``              ``data/.state.json``
+``state``          ``STATE_FILE``              ``data/.state.json``; or ``postgresql://...``
 ``kill_switch``    ``STATESTORE_KILL_SWITCH``  ``KILL_SWITCH`` beside the state
 ``backup_dir``     ``STATESTORE_BACKUP_DIR``   ``state_backups`` beside the state
 ``audit_file``     ``STATESTORE_AUDIT_FILE``   ``state_audit.jsonl`` beside the state
@@ -37,6 +37,7 @@ environment                               default
 ``TRADING_STATE_ENABLE_FILE_FALLBACK``    ``true``
 ``TRADING_STATE_FALLBACK_DIR``            ``state_fallback``
 ``TRADING_STATE_NAME``                    the state file's path; what a mirror calls it
+``TRADING_STATE_POSTGRES_URL``            ``STATE_FILE``, where that is one
 ========================================  ============================================
 
 ``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
@@ -50,6 +51,8 @@ A command that made a backup deletes old ones, if they are beyond the count and 
     keep_repairs_days = 365   # those that undo needs: made before a rebuild, restore, edit ...
 
 "Beyond" is both, so a large number keeps everything. The newest valid one is always kept.
+
+Where the state is in a database, what is "beside the state" by default is in ``data``.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from statestore.amounts import parse_amount
 from statestore.errors import ConfigError, CredentialsError
@@ -80,11 +84,83 @@ _DB_TYPES = ("file", "influxdb", "postgres")
 _RETENTION = ("keep_last", "keep_days", "keep_repairs_days")
 
 
+BESIDE_A_DATABASE = Path("data")
+DEFAULT_SCHEMA = "statestore"
+DEFAULT_STATE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class StateUrl:
+    """Where a state is that is no file. As a text it is the address: no user, no password.
+
+    ``postgresql://user:password@host/database?state=NAME&schema=NAME&file_fallback=PATH``; the
+    three parameters are ours, what else there is goes to the database's own library.
+
+    Attributes:
+        url: as it was given. Never to be printed.
+    """
+
+    url: str = field(repr=False)
+
+    def __str__(self) -> str:
+        parts, ours = self._parts, self.parameters
+        where = str(parts.netloc).rpartition("@")[2] or dict(self._query).get("host", "")
+        scheme = "postgresql" if parts.scheme == "postgres" else parts.scheme
+        if scheme == "memory":
+            return f"memory://{where}{parts.path}"
+        named = {
+            "schema": ours.get("schema", DEFAULT_SCHEMA),
+            "state": ours.get("state", DEFAULT_STATE),
+        }
+        return f"{scheme}://{where}{parts.path}?{urlencode(named, safe='/')}"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Return those of the query that are ours."""
+        return {name: value for name, value in self._query if name in _URL_PARAMETERS}
+
+    @property
+    def without_parameters(self) -> str:
+        """Return the URL without what is ours: as the database's own library reads it."""
+        theirs = [pair for pair in self._query if pair[0] not in _URL_PARAMETERS]
+        url: str = self._parts._replace(query=urlencode(theirs, safe="/")).geturl()
+        return url
+
+    def having(self, **parameters: object) -> StateUrl:
+        """Return it with parameters of ours put in; those that are None stay as they are."""
+        given = {name: str(value) for name, value in parameters.items() if value is not None}
+        kept = [pair for pair in self._query if pair[0] not in given]
+        query = urlencode([*kept, *given.items()], safe="/")
+        return StateUrl(self._parts._replace(query=query).geturl())
+
+    @property
+    def _query(self) -> list[tuple[str, str]]:
+        return parse_qsl(self._parts.query, keep_blank_values=True)
+
+    @property
+    def _parts(self) -> Any:
+        try:
+            return urlsplit(self.url)
+        except ValueError:
+            # Its message may quote what is in the brackets; the URL is not to be printed.
+            raise ConfigError(
+                "the state's URL is not understood; postgresql://user@host:5432/name is expected"
+            ) from None
+
+
+_URL_PARAMETERS = ("state", "schema", "file_fallback")
+
+
+def state_at(text: str | os.PathLike[str]) -> Path | StateUrl:
+    """Return where a state is, as a flag or a variable names it: a file, or what has a scheme."""
+    return StateUrl(text) if isinstance(text, str) and "://" in text else Path(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What was configured, before any flag. None: the default, beside the state."""
 
-    state: Path = Path("data/.state.json")
+    state: Path | StateUrl = Path("data/.state.json")
     kill_switch: Path | None = None
     backup_dir: Path | None = None
     audit_file: Path | None = None
@@ -142,13 +218,14 @@ class TradingStateSettings:
     enable_file_fallback: bool = True
     fallback_dir: Path = Path("state_fallback")
     name: str | None = None
+    postgres_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The files that belong to one state file."""
+    """The files that belong to one state; it is one of them, unless it is in a database."""
 
-    state: Path
+    state: Path | StateUrl
     kill_switch: Path
     backup_dir: Path
     audit_file: Path
@@ -157,26 +234,32 @@ class Places:
     @property
     def files(self) -> tuple[Path, ...]:
         """Return what no output may replace; the ledger, a cache, is not among them."""
-        ends = (".bak", ".lock", ".lease")
-        beside = (self.state.with_name(self.state.name + end) for end in ends)
-        return (self.state, *beside, self.kill_switch, self.audit_file)
+        if isinstance(self.state, StateUrl):
+            fallback = self.state.parameters.get("file_fallback")
+            state = None if fallback is None else Path(fallback)
+        else:
+            state = self.state
+        ends = ("", ".bak", ".lock", ".lease")
+        ours = [] if state is None else [state.with_name(state.name + end) for end in ends]
+        return (*ours, self.kill_switch, self.audit_file)
 
 
 def places(
     settings: Settings,
     *,
-    state: Path | None = None,
+    state: Path | StateUrl | None = None,
     kill_switch: Path | None = None,
     backup_dir: Path | None = None,
 ) -> Places:
     """Return where everything is: the flag, else the setting, else beside the state file."""
     path = state or settings.state
+    folder = path.parent if isinstance(path, Path) else BESIDE_A_DATABASE
     return Places(
         state=path,
-        kill_switch=kill_switch or settings.kill_switch or path.parent / "KILL_SWITCH",
-        backup_dir=backup_dir or settings.backup_dir or path.parent / "state_backups",
-        audit_file=settings.audit_file or path.parent / "state_audit.jsonl",
-        ledger=settings.ledger or path.parent / "fills.sqlite3",
+        kill_switch=kill_switch or settings.kill_switch or folder / "KILL_SWITCH",
+        backup_dir=backup_dir or settings.backup_dir or folder / "state_backups",
+        audit_file=settings.audit_file or folder / "state_audit.jsonl",
+        ledger=settings.ledger or folder / "fills.sqlite3",
     )
 
 
@@ -216,7 +299,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         values.pop("key_file", None)  # a key of the environment beats a key of the file
     for name, variable in _PATHS.items():
         if environ.get(variable):
-            values[name] = Path(environ[variable])
+            given = environ[variable]
+            values[name] = state_at(given) if name == "state" else Path(given)
     for name, variable in _TEXTS.items():
         if environ.get(variable):
             values[name] = environ[variable]
@@ -306,6 +390,13 @@ def _value(path: Path, name: str, value: object) -> Any:
         return {asset.upper(): _reserved(path, asset, units) for asset, units in value.items()}
     if name == "backups" and isinstance(value, dict):
         return {setting: _retained(path, setting, number) for setting, number in value.items()}
+    if name == "state" and isinstance(value, str) and "://" in value:
+        if urlsplit(value).password is not None:
+            raise ConfigError(
+                f"{path}: state has a password in it, and credentials have no place here; put it "
+                "into ~/.pgpass, or the whole URL into STATE_FILE"
+            )
+        return StateUrl(value)
     if name in _PATHS and isinstance(value, str):
         # Relative to the file that says so, not to wherever the command was started.
         return path.parent / Path(value).expanduser()

@@ -9,6 +9,7 @@
     |   |   `-- StateChecksumMismatch   readable, but not the bytes that were saved
     |   |-- StateInvalid            a value that cannot be saved, or a section of the wrong shape
     |   |-- RevisionConflict        somebody else saved since this writer loaded
+    |   |-- StateForked             saved in the database and, meanwhile, in the file beside it
     |   |-- SaveFailed              the operating system refused; the former state still stands
     |   |   `-- SaveNotDurable      the new state is in place, but may not survive a power cut
     |   |-- StateLocked             another writer holds the lock for too long
@@ -23,6 +24,7 @@
     |   `-- RecordedFileError       a file of recorded fills or balances is not understood
     |-- BackendError                a database refused, or answered with an error
     |   |-- BackendUnavailable      it cannot be reached, or the connection broke
+    |   |   `-- SaveUncertain       it broke during a save, and nobody knows whether that is saved
     |   |-- ContentRefused          it does not take what it was given, and would not next time
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
@@ -36,6 +38,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+
+# Where something is: a file, or the address of what is in a database (no password in it).
+Place = Path | str
 
 
 class StateStoreError(Exception):
@@ -54,10 +59,10 @@ class StateError(StateStoreError):
     """Something about one state file.
 
     Attributes:
-        path: the file the error is about.
+        path: the file the error is about; the address where the state is in a database.
     """
 
-    def __init__(self, path: Path, message: str) -> None:
+    def __init__(self, path: Place, message: str) -> None:
         super().__init__(message)
         self.path = path
 
@@ -81,7 +86,7 @@ class StateInvalid(StateError):
         field: dotted path of the value (``positions.BTC-USD.entry_price``); empty for the document.
     """
 
-    def __init__(self, path: Path, message: str, field: str = "") -> None:
+    def __init__(self, path: Place, message: str, field: str = "") -> None:
         super().__init__(path, message)
         self.field = field
 
@@ -96,7 +101,7 @@ class RevisionConflict(StateError):
     ``detail`` says what speaks against the writer where the numbers alone do not.
     """
 
-    def __init__(self, path: Path, loaded: int | None, found: int, detail: str = "") -> None:
+    def __init__(self, path: Place, loaded: int | None, found: int, detail: str = "") -> None:
         base = "never loaded it" if loaded is None else f"loaded revision {loaded}"
         super().__init__(
             path,
@@ -107,6 +112,13 @@ class RevisionConflict(StateError):
         self.found = found
 
 
+class StateForked(StateError):
+    """The state was saved in the database and, while that was away, in the file beside it.
+
+    Nothing is merged: an operator chooses one (``statestore db reconcile --take``).
+    """
+
+
 class SaveFailed(StateError):
     """The operating system refused a step of a save; the former state still loads.
 
@@ -115,7 +127,7 @@ class SaveFailed(StateError):
         step: what was being done (``fsync``, ``rename`` ...).
     """
 
-    def __init__(self, path: Path, step: str, error: OSError, advice: str = "") -> None:
+    def __init__(self, path: Place, step: str, error: OSError, advice: str = "") -> None:
         what = f"{os.strerror(error.errno) if error.errno else error}"
         super().__init__(
             path, f"cannot save {path}: {step}: {what}{'; ' + advice if advice else ''}"
@@ -187,6 +199,16 @@ class BackendUnavailable(BackendError):
 
 class ContentRefused(BackendError):
     """The database refused what was to be written for what it is: trying again does not help."""
+
+
+class SaveUncertain(BackendUnavailable):
+    """The connection broke while a save was on its way, and the database did not come back.
+
+    Whether the state is saved is unknown: load it again before anything else is decided.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, uncertain=True)
 
 
 class SchemaOutdated(BackendError):

@@ -14,7 +14,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,22 @@ class PostgresServer:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """SIGKILL to the server and all its children at once, as a power cut would stop them."""
+        """SIGKILL to the server and all its children at once, as a power cut would stop them.
+
+        Each backend is a session of its own, so there is no group to kill; stopped, the server
+        starts no more of them meanwhile.
+        """
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.send_signal(signal.SIGSTOP)
+        children = _children_of(self._process.pid)
+        for process in (*children, self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._process.wait(PATIENCE)
         self._process = None
+        until = time.monotonic() + PATIENCE
+        while any(map(_is_alive, children)) and time.monotonic() < until:
+            time.sleep(0.005)
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
@@ -104,6 +115,22 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"{program} failed as {self._user or getpass.getuser()}: {done}")
+
+
+def _children_of(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(folder.name))
+    return found
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def postgres_binaries() -> Path | None:

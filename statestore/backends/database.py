@@ -22,6 +22,7 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, LiteralString
 
+from statestore.config import DEFAULT_SCHEMA
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
 
 if TYPE_CHECKING:
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
 
 Connection = "psycopg.Connection[tuple[Any, ...]]"
 
-DEFAULT_SCHEMA = "statestore"
+# Of libpq: seconds, a count, and milliseconds that what was sent may stay unanswered by the peer.
+_PATIENCE: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 11_000,
+    "application_name": "statestore",
+}
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -151,9 +159,11 @@ class Database:
         except psycopg.Error as error:
             raise self.explained(error, uncertain=committing) from error
 
-    @contextmanager
-    def dedicated(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """Give a connection of one's own in autocommit, outside the pool: to listen, or to lock.
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """Return a new connection in autocommit, outside the pool: to listen, lock or save.
+
+        A peer that is silently gone is noticed within seconds, and no statement is prepared, which
+        a pooler in between may not carry on; the URL may say otherwise.
 
         Raises:
             BackendUnavailable, BackendError: as in `transaction`.
@@ -161,10 +171,31 @@ class Database:
         import psycopg
 
         try:
-            with psycopg.connect(
-                self._url, autocommit=True, connect_timeout=max(2, round(self._timeout))
-            ) as connection:
-                yield connection
+            told = psycopg.conninfo.conninfo_to_dict(self._url)
+            more = {name: value for name, value in _PATIENCE.items() if name not in told}
+            return psycopg.connect(
+                psycopg.conninfo.make_conninfo(
+                    self._url, **{"connect_timeout": max(2, round(self._timeout)), **more, **told}
+                ),
+                autocommit=True,
+                prepare_threshold=None,
+            )
+        except psycopg.Error as error:
+            raise self.explained(error) from error
+
+    @contextmanager
+    def dedicated(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Give a connection of one's own for a block; see `connect`."""
+        with self.explaining(), self.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn psycopg's errors into ours for a block; see `explained`."""
+        import psycopg
+
+        try:
+            yield
         except psycopg.Error as error:
             raise self.explained(error) from error
 
@@ -183,6 +214,11 @@ class Database:
         if state in ("42P01", "3F000", "42703"):  # undefined table, schema, column
             return SchemaOutdated(
                 f"{self.address}: {said}; run `statestore db init` (or `upgrade`) first"
+            )
+        if state == "25006":
+            return BackendUnavailable(
+                f"{self.address} only reads, as a standby does: {said}; name the primary, or all "
+                "hosts with target_session_attrs=read-write"
             )
         lost = isinstance(error, psycopg.OperationalError) and not state.startswith(("40", "53"))
         if lost or state.startswith(("08", "57P")):

@@ -573,6 +573,9 @@ def document_of(store: StateStore) -> bytes:
     Raises:
         StateStoreError: it cannot be read.
     """
+    if not isinstance(store.path, Path):
+        with tempfile.TemporaryDirectory(prefix="statestore-") as folder:
+            return store.backup(to=Path(folder, "state.json")).read_bytes()
     try:
         return durable.read_file(store.path, codec.MAX_BYTES)[0]
     except (OSError, durable.NotAFile, durable.TooLarge) as error:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "audit": "What repairs have changed, and whether that record is whole.",
     "backup": "Make a verified copy of the state, or verify those there are.",
     "check": "Say whether the state, its .bak and its backups are good.",
+    "db": "The database a state is in: init, upgrade, status, reconcile.",
     "demo": "The main job on a simulated exchange, without any key.",
     "diff": "Show what differs between two versions of the state.",
     "doctor": "Look at everything the other commands rely on.",

@@ -9,14 +9,14 @@ import click
 from statestore.cli.exits import EPILOG
 from statestore.cli.options import state_option
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk.audit import AuditLog
 
 
 @click.group("audit", epilog=EPILOG, invoke_without_command=True)
 @state_option
 @click.pass_context
-def command(ctx: click.Context, state: Path | None) -> None:
+def command(ctx: click.Context, state: Path | StateUrl | None) -> None:
     """Print what repairs have changed, oldest first."""
     ctx.obj = AuditLog(places(load_settings(), state=state).audit_file)
     if ctx.invoked_subcommand is None:

@@ -10,7 +10,7 @@ from statestore.cli.exits import EPILOG, code_for
 from statestore.cli.guarded import prune, retention
 from statestore.cli.options import FILE, backup_dir_option, state_option
 from statestore.cli.output import note, print_json
-from statestore.config import Places, Settings, load_settings, places
+from statestore.config import Places, Settings, StateUrl, load_settings, places
 from statestore.disk.checking import check_file
 from statestore.disk.history import read_document
 from statestore.disk.store import StateStore
@@ -24,7 +24,11 @@ from statestore.errors import StateCorrupt, StateError, StateMissing, UsageError
 @click.option("--reason", default="manual", show_default=True, help="Why, for its name.")
 @click.option("--verify", is_flag=True, help="Only read all backups again, and say what is good.")
 def command(
-    state: Path | None, backup_dir: Path | None, output: Path | None, reason: str, verify: bool
+    state: Path | StateUrl | None,
+    backup_dir: Path | None,
+    output: Path | None,
+    reason: str,
+    verify: bool,
 ) -> int:
     """Copy the state, byte for byte, durably, and read the copy back.
 
@@ -47,11 +51,11 @@ def _make(
     store: StateStore, where: Places, settings: Settings, output: Path | None, reason: str
 ) -> None:
     if output is not None:
-        _refuse_target(store, where, output)
+        _refuse_target(where, output)
     path = store.backup(reason, to=output)
     document = read_document(path)
     note(f"Backup of revision {document.revision}: {path}")
-    if output is not None and path.stat().st_dev == store.path.parent.stat().st_dev:
+    if output is not None and _shares_its_disk(store, path):
         note("Warning: it is on the same file system as the state.")
     print_json(
         {
@@ -66,16 +70,20 @@ def _make(
     )
 
 
-def _refuse_target(store: StateStore, where: Places, output: Path) -> None:
+def _refuse_target(where: Places, output: Path) -> None:
     """A copy must not come to stand where something of the state belongs, and is missing."""
-    ours = [store.path, store.backup_path, store.lock_path, store.lease_path]
-    ours += [where.kill_switch, where.audit_file]
-    if output.resolve() in {path.resolve() for path in ours}:
+    if output.resolve() in {path.resolve() for path in where.files}:
         raise UsageError(f"--output {output} is a file of the state's own; name another one")
     if not output.is_dir() and not output.parent.is_dir():
         raise UsageError(
             f"--output {output}: there is no folder {output.parent}; make it, or mount its disk"
         )
+
+
+def _shares_its_disk(store: StateStore, copy: Path) -> bool:
+    if not isinstance(store.path, Path):
+        return False
+    return copy.stat().st_dev == store.path.parent.stat().st_dev
 
 
 def _verify(store: StateStore) -> int:

@@ -21,10 +21,9 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk.checking import CheckReport, FileReport, saved_at
 from statestore.disk.durable import is_network
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import StateCorrupt, StateError
 from statestore.times import format_instant, now
@@ -41,7 +40,7 @@ from statestore.times import format_instant, now
 )
 @metrics_option
 def command(
-    state: Path | None,
+    state: Path | StateUrl | None,
     backup_dir: Path | None,
     kill_switch: Path | None,
     max_age: Decimal | None,
@@ -55,7 +54,7 @@ def command(
     refuse_target("--metrics-textfile", metrics_textfile, (*where.files, where.ledger))
     store = StateStore(where.state, backup_dir=where.backup_dir)
     with recording(metrics_textfile, "check", store.path) as figures:
-        figures.kill_switch(KillSwitch(where.kill_switch))
+        figures.kill_switch(store.kill_switch(where.kill_switch))
         report = _look(store)
         age = _age(report.state)
         stale = None if max_age is None else age is None or age > max_age
@@ -109,7 +108,7 @@ def _mention(store: StateStore, report: CheckReport) -> None:
     if report.lock_holder is not None:
         note(
             f"process {report.lock_holder} on {os.uname().nodename} holds the lock "
-            f"{store.lock_path}: it is saving, or it hangs (it runs since "
+            f"{store.path}.lock: it is saving, or it hangs (it runs since "
             f"{report.lock_holder_since or 'an unknown time'})"
         )
     if is_network(report.file_system):

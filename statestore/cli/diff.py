@@ -9,13 +9,20 @@ import click
 
 from statestore.cli.differences import show_differences
 from statestore.cli.exits import EPILOG, UNPROVEN
-from statestore.cli.options import FILE, backup_dir_option, state_option
+from statestore.cli.options import (
+    FILE,
+    backup_dir_option,
+    place_of,
+    state_of_plan,
+    state_option,
+)
 from statestore.cli.output import note, print_json
 from statestore.cli.versions import path_of
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk.codec import Document, parse, to_json
-from statestore.disk.history import differences, read_document
+from statestore.disk.history import differences
 from statestore.disk.store import StateStore
+from statestore.errors import Place
 
 
 @click.command("diff", epilog=EPILOG)
@@ -32,7 +39,7 @@ from statestore.disk.store import StateStore
 def command(
     before: str,
     after: str,
-    state: Path | None,
+    state: Path | StateUrl | None,
     backup_dir: Path | None,
     plan: Path | None,
     exit_code: bool,
@@ -49,7 +56,7 @@ def command(
     where = places(load_settings(), state=state, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
     paths = path_of(store, before), path_of(store, after)
-    old, new = (read_document(path) for path in paths)
+    old, new = (store.read(path) for path in paths)
     for path, document in zip(paths, (old, new), strict=True):
         if document.why:
             note(f"Warning: {path} {document.why}")
@@ -59,7 +66,7 @@ def command(
     return UNPROVEN if exit_code and report["different"] else 0
 
 
-def _with_plan(path: Path, state: Path | None) -> dict[str, Any]:
+def _with_plan(path: Path, state: Path | StateUrl | None) -> dict[str, Any]:
     """Show what a plan would change.
 
     Raises:
@@ -67,8 +74,8 @@ def _with_plan(path: Path, state: Path | None) -> dict[str, Any]:
     """
     from statestore.repair.planfile import load_plan, positions_after, require_state
 
-    saved = load_plan(path, state)
-    store = StateStore(saved.state_path)
+    saved = load_plan(path, place_of(state))
+    store = StateStore(state_of_plan(saved.state_path, state, load_settings()))
     sections = store.load(numbers="decimal", missing_ok=False)
     require_state(saved, sections.meta)
     after = {**sections, "positions": positions_after(saved, sections.get("positions", {}))}
@@ -79,11 +86,11 @@ def _with_plan(path: Path, state: Path | None) -> dict[str, Any]:
     return report
 
 
-def _named(path: Path, document: Document) -> str:
+def _named(path: Place, document: Document) -> str:
     return f"{path} (revision {document.revision})"
 
 
-def _about(path: Path, document: Document) -> dict[str, Any]:
+def _about(path: Place, document: Document) -> dict[str, Any]:
     meta = document.meta
     return {
         "path": str(path),

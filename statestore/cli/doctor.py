@@ -24,7 +24,13 @@ from statestore.cli.exits import EPILOG, code_for
 from statestore.cli.options import backup_dir_option, kill_switch_option, state_option
 from statestore.cli.sources import set_up_logging, source_options
 from statestore.config import Places, Settings, load_settings, origins, places, settings_file
-from statestore.errors import ConfigError, CredentialsError, SourceError, StateStoreError
+from statestore.errors import (
+    ConfigError,
+    CredentialsError,
+    Place,
+    SourceError,
+    StateStoreError,
+)
 from statestore.times import NANOSECONDS
 
 if TYPE_CHECKING:
@@ -76,7 +82,8 @@ class Patient:
 
     @property
     def folder(self) -> Path:
-        return self.store.path.parent
+        path = self.store.path
+        return path.parent if isinstance(path, Path) else self.where.backup_dir.absolute().parent
 
     @property
     def key_file(self) -> Path | None:
@@ -202,6 +209,9 @@ def _settings(patient: Patient) -> Lines:
 
 def _permissions(patient: Patient) -> Lines:
     folder = patient.folder
+    if not isinstance(patient.store.path, Path) and not folder.is_dir():
+        yield Line("permissions", "ok", f"{folder} is made when the first backup is")
+        return
     if not folder.is_dir():
         message = f"there is no folder {folder}"
         yield Line("permissions", "failure", message, f"mkdir -p {_quoted(folder)}", _STATE)
@@ -212,7 +222,7 @@ def _permissions(patient: Patient) -> Lines:
         message = f"{folder} cannot be written by user {os.geteuid()}: no save works here"
         yield Line("permissions", "failure", message, f"chmod u+rwx {_quoted(folder)}", _STATE)
     for path in (patient.store.path, patient.store.backup_path, patient.key_file):
-        if path is None:
+        if not isinstance(path, Path):
             continue
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -229,6 +239,11 @@ def _permissions(patient: Patient) -> Lines:
 def _disk(patient: Patient) -> Lines:
     from statestore.disk.surroundings import file_system_of, promise_of, room_at
 
+    path = patient.store.path
+    if not isinstance(path, Path):
+        message = f"{path} is not on a disk of ours: statestore db status"
+        yield Line("disk", "ok", message)
+        return
     kind = file_system_of(patient.folder)
     advice = "put the state on a local disk: ext4, xfs, btrfs or zfs (docs/durability.md)"
     said: dict[str, tuple[Level, str, str]] = {
@@ -241,7 +256,7 @@ def _disk(patient: Patient) -> Lines:
     code = _STATE if level == "failure" else 0
     yield Line("disk", level, f"{patient.folder} is on {kind}: {message}", remedy, code)
     room = room_at(_nearest(patient.folder))
-    size = patient.store.path.stat().st_size if patient.store.path.is_file() else 0
+    size = path.stat().st_size if path.is_file() else 0
     free = f"{room.bytes / (1 << 20):,.0f} MiB free"
     remedy = f"df -h {_quoted(patient.folder)}; free some space"
     if room.bytes < 4 * size + (1 << 20):
@@ -302,7 +317,7 @@ def _backups(patient: Patient) -> Lines:
     for bad in _bad(backups):
         yield Line("backups", "failure", f"{bad.path} {bad.why}", f"rm {_quoted(bad.path)}", _STATE)
     if valid:
-        newest = f"newest {valid[0].path.name}"
+        newest = f"newest {Path(valid[0].path).name}"
         yield Line("backups", "ok", f"{len(valid)} valid in {folder}, {newest}")
     else:
         message = f"no valid backup in {folder}"
@@ -330,9 +345,8 @@ def _holders(patient: Patient) -> Lines:
 
 
 def _kill_switch(patient: Patient) -> Lines:
-    from statestore.disk.killswitch import KillSwitch
 
-    switch = KillSwitch(patient.where.kill_switch)
+    switch = patient.store.kill_switch(patient.where.kill_switch)
     status = switch.status()
     if status == "released":
         yield Line("kill-switch", "ok", f"{switch.path} is released")
@@ -484,7 +498,7 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: Place) -> str:
     return shlex.quote(str(path))
 
 

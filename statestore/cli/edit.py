@@ -24,10 +24,9 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import editor, load_settings, places
+from statestore.config import StateUrl, editor, load_settings, places
 from statestore.disk import codec, durable
 from statestore.disk.history import changed_sections, differences
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import State, StateStore
 from statestore.errors import StateInvalid, UsageError
 from statestore.repair.plan import read_entries, recorded_of
@@ -42,7 +41,7 @@ from statestore.repair.rebuild import halted
 @allow_live_option
 @yes_option
 def command(
-    state: Path | None,
+    state: Path | StateUrl | None,
     section: str | None,
     kill_switch: Path | None,
     backup_dir: Path | None,
@@ -59,7 +58,7 @@ def command(
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    halted(KillSwitch(where.kill_switch), allow_live=allow_live)()  # before any work is done
+    halted(store.kill_switch(where.kill_switch), allow_live=allow_live)()  # before any work is done
     found = store.load(numbers="decimal", missing_ok=False)
     if found.meta.recovered_from is not None:
         note(f"Warning: {store.path} {found.meta.recovered_why}; read from {found.meta.path}")

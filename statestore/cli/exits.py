@@ -39,6 +39,7 @@ CODES: tuple[tuple[type[errors.StateStoreError], int], ...] = (
     (errors.KillSwitchNotEngaged, 6),
     (errors.StateLocked, 7),
     (errors.RevisionConflict, 9),
+    (errors.StateForked, 9),
     (errors.PlanStale, 9),
     (errors.BackendError, 10),
     (errors.StateError, 8),

@@ -16,7 +16,6 @@ from statestore.disk import codec
 from statestore.disk.audit import AuditLog
 from statestore.disk.backups import Retention
 from statestore.disk.history import changed_sections, differences, read_document
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import RevisionConflict, StateCorrupt, StateMissing
 from statestore.repair.rebuild import halted, record_repair
@@ -61,7 +60,7 @@ def replace_state(
         BackupFailed: nothing was changed.
         RevisionConflict: the state is not the one of `replacing` any more.
     """
-    check = halted(KillSwitch(where.kill_switch), allow_live=allow_live)
+    check = halted(store.kill_switch(where.kill_switch), allow_live=allow_live)
     check()
     if ask and sys.stdin.isatty():
         click.confirm(ask, abort=True, err=True)
@@ -115,18 +114,18 @@ def present(store: StateStore) -> tuple[codec.Document | None, str]:
     """
     try:
         found = store.load(missing_ok=False).meta
-        return read_document(found.path), ""
+        return store.read(found.path), ""
     except StateMissing as error:
         return None, str(error)
     except StateCorrupt as error:
         try:
-            return read_document(store.path), str(error)
+            return store.read(store.path), str(error)
         except (StateCorrupt, StateMissing):
             return None, str(error)
 
 
 def _require(store: StateStore, shown: StateMeta) -> None:
-    found = StateStore(store.path, backup_dir=store.backups.directory).load().meta
+    found = store.onlooker().load().meta
     if (found.revision, found.sha256) != (shown.revision, shown.sha256):
         raise RevisionConflict(store.path, shown.revision, found.revision)
 
@@ -136,7 +135,7 @@ def _keep_former(store: StateStore, action: str) -> Former | None:
 
     In place of a file whose sum is wrong, what the next load would have had to fall back to.
     """
-    trusting = StateStore(store.path, backup_dir=store.backups.directory, on_mismatch="fallback")
+    trusting = store.onlooker(on_mismatch="fallback")
     try:
         path = trusting.backup(action).absolute()  # the record is read from other folders
     except (StateCorrupt, StateMissing):
@@ -153,7 +152,7 @@ def _former_facts(kept: Former | None) -> dict[str, Any]:
 
 
 def _changes(store: StateStore, kept: Former | None, saved: StateMeta) -> dict[str, Any]:
-    written = read_document(store.path)
+    written = store.read(store.path)
     if written.identity != saved.sha256:
         return {}  # somebody saved since, and that is not ours to explain
     report = differences(kept.document if kept else None, written)

@@ -12,9 +12,10 @@ from statestore.cli.exits import EPILOG
 from statestore.cli.options import backup_dir_option, state_option
 from statestore.cli.output import print_json
 from statestore.cli.versions import as_json
-from statestore.config import load_settings, places
-from statestore.disk.history import Version, versions
+from statestore.config import StateUrl, load_settings, places
+from statestore.disk.history import Version
 from statestore.disk.store import StateStore
+from statestore.errors import Place
 from statestore.times import format_instant
 
 
@@ -27,14 +28,14 @@ from statestore.times import format_instant
     type=click.Choice(["json", "table"]),
     help="Only JSON on stdout, or only the table on stderr.  [default: both]",
 )
-def command(state: Path | None, backup_dir: Path | None, form: str | None) -> None:
+def command(state: Path | StateUrl | None, backup_dir: Path | None, form: str | None) -> None:
     """List the state, its .bak, its backups and what was moved aside, newest first. Reads only.
 
     "statestore show --at" prints one, "diff" compares two, "restore --file" puts one back.
     """
     where = places(load_settings(), state=state, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    found = versions(store)
+    found = store.versions()
     if form != "json":
         _show(found)
     if form != "table":
@@ -61,7 +62,12 @@ def _show(found: Sequence[Version]) -> None:
             version.backup_reason,
             str(version.bytes),
             "yes" if version.valid else escape(f"no: {version.why}"),
-            escape(version.path.name),
+            escape(_name(version.path)),
             style="" if version.valid else "red",
         )
     console.print(table)
+
+
+def _name(place: Place) -> str:
+    """Return what is not the same for all: a file's name, or the revision in a database."""
+    return place.name if isinstance(place, Path) else f"#{place.rpartition('#')[2]}"

@@ -18,7 +18,7 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 
 
 class _Amount(click.ParamType[Decimal]):
@@ -71,7 +71,7 @@ class _Amount(click.ParamType[Decimal]):
 def command(
     once: bool,
     mode: Any,
-    state: Path | None,
+    state: Path | StateUrl | None,
     interval: float,
     save_interval: float,
     prices: Path | None,
@@ -87,7 +87,6 @@ def command(
     --once --mode DRY_RUN shows, after a rebuild, that the risk engine sees the corrected
     quantities; it changes nothing, and can run beside the bot.
     """
-    from statestore.disk.killswitch import KillSwitch
     from statestore.disk.store import StateStore
     from statestore.runtime import logs
     from statestore.runtime.loop import Loop, MovingAverage, recorded_prices, sample_prices
@@ -99,9 +98,10 @@ def command(
     if prices is None:
         note("Prices are made up; give recorded ones with --prices.")
     strategy = MovingAverage()
+    store = StateStore(where.state, backup_dir=where.backup_dir)
     session = TradingSession(
-        StateStore(where.state, backup_dir=where.backup_dir),
-        kill_switch=KillSwitch(where.kill_switch),
+        store,
+        kill_switch=store.kill_switch(where.kill_switch),
         interval=save_interval,
         strategies=[strategy],
         mode=mode,

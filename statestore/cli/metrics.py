@@ -28,7 +28,7 @@ import click
 
 from statestore import times
 from statestore.cli.exits import INTERRUPTED, code_for
-from statestore.errors import StateStoreError, UsageError
+from statestore.errors import Place, StateStoreError, UsageError
 
 if TYPE_CHECKING:
     from statestore.disk.checking import CheckReport
@@ -107,12 +107,12 @@ class Figures:
 
 
 @contextmanager
-def recording(path: Path | None, command: str, state: Path) -> Iterator[Figures]:
+def recording(path: Path | None, command: str, state: Place) -> Iterator[Figures]:
     """Give what the run's figures are set on, and write them however it ends.
 
     Args:
         path: None writes nothing.
-        state: the state file, for the label.
+        state: for the label.
 
     Raises:
         UsageError: the file cannot be written. Said only, where the run failed already.

@@ -27,11 +27,12 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import load_settings, load_trading_state_settings, places
+from statestore.config import StateUrl, load_settings, load_trading_state_settings, places
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import (
     BackendError,
+    Place,
     RevisionConflict,
     StateCorrupt,
     StateError,
@@ -43,7 +44,7 @@ from statestore.times import format_instant
 class _FileIsNewer(RevisionConflict):
     """The mirror is older than the file, and restoring it would throw saves away."""
 
-    def __init__(self, path: Path, held: Held, found: int) -> None:
+    def __init__(self, path: Place, held: Held, found: int) -> None:
         StateError.__init__(
             self,
             path,
@@ -66,7 +67,7 @@ def command() -> None:
 @command.command(epilog=EPILOG)
 @state_option
 @click.option("--exit-code", is_flag=True, help="Exit 3 if file and mirror are not level.")
-def status(state: Path | None, exit_code: bool) -> int:
+def status(state: Path | StateUrl | None, exit_code: bool) -> int:
     """Say whether the mirror is up, and how far behind the file; writes nothing.
 
     Exit 10 if it cannot be asked.
@@ -110,7 +111,7 @@ def status(state: Path | None, exit_code: bool) -> int:
 
 @command.command(epilog=EPILOG)
 @state_option
-def push(state: Path | None) -> None:
+def push(state: Path | StateUrl | None) -> None:
     """Write the present state to the mirror; the file is only read.
 
     For a bot that does not run, or a mirror that was made anew. A mirror that is ahead of the file
@@ -145,7 +146,7 @@ def push(state: Path | None) -> None:
 @allow_live_option
 @yes_option
 def restore(
-    state: Path | None,
+    state: Path | StateUrl | None,
     older: bool,
     dry_run: bool,
     kill_switch: Path | None,

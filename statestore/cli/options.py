@@ -11,11 +11,36 @@ from typing import Any
 import click
 
 from statestore.amounts import parse_amount
-from statestore.errors import UsageError
+from statestore.config import Settings, StateUrl, state_at
+from statestore.errors import Place, UsageError
 from statestore.times import parse_instant
 
 # Whether a file can be read is said by whoever reads it, with that error's own exit code.
 FILE = click.Path(path_type=Path, readable=False)
+
+
+class StatePlace(click.ParamType[Path | StateUrl]):
+    """A state file, or the URL of a state in a database."""
+
+    name = "FILE|URL"
+
+    def convert(self, value: Any, _param: Any, _ctx: Any) -> Path | StateUrl:
+        return state_at(value) if isinstance(value, str) else value
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:
+        return FILE.shell_complete(ctx, param, incomplete)
+
+
+class Version(click.ParamType[Place]):
+    """A file, or the address of a version in a database."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, _param: Any, _ctx: Any) -> Place:
+        return Path(value) if isinstance(value, str) and "://" not in value else value
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:
+        return FILE.shell_complete(ctx, param, incomplete)
 
 
 class Instant(click.ParamType[int]):
@@ -83,6 +108,24 @@ class AssetAmount(click.ParamType[tuple[str, Decimal]]):
         return asset.upper(), number
 
 
+def place_of(state: Path | StateUrl | None) -> Place | None:
+    """Return where a state is, without what must not be printed."""
+    return str(state) if isinstance(state, StateUrl) else state
+
+
+def state_of_plan(
+    planned: Place, state: Path | StateUrl | None, settings: Settings
+) -> Path | StateUrl:
+    """Return the state a plan is for: the one that is configured, if that is the same.
+
+    A plan holds no credentials, and those of the URL that is configured are needed.
+    """
+    for known in (state, settings.state):
+        if isinstance(known, StateUrl) and str(known) == planned:
+            return known
+    return planned if isinstance(planned, Path) else StateUrl(planned)
+
+
 def refuse_target(option: str, target: Path | None, precious: Iterable[Path | None]) -> None:
     """Raise `UsageError` where a file that is asked for by name would replace one that matters."""
     known = {os.path.realpath(path) for path in precious if path is not None}
@@ -101,8 +144,8 @@ def once(pairs: Sequence[tuple[str, Decimal]], option: str) -> dict[str, Decimal
 def state_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--state",
-        type=FILE,
-        help="State file.  [default: $STATE_FILE, else data/.state.json]",
+        type=StatePlace(),
+        help="State file, or postgresql://...  [default: $STATE_FILE, else data/.state.json]",
     )(function)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,9 @@ from statestore.cli.options import (
     allow_live_option,
     backup_dir_option,
     kill_switch_option,
+    place_of,
     refuse_target,
+    state_of_plan,
     state_option,
 )
 from statestore.cli.reporting import check_report, report_option, reported
@@ -30,7 +31,7 @@ from statestore.cli.sources import (
     window_options,
 )
 from statestore.config import Places, Settings, load_settings, places
-from statestore.errors import UsageError
+from statestore.errors import Place, UsageError
 
 if TYPE_CHECKING:
     from statestore.cli.sources import OnPage
@@ -95,9 +96,10 @@ def command(**flags: Any) -> int:
     check_report(flags["report"])
     settings = load_settings()
     saved = _saved_plan(flags)
+    state = flags["state"]
     where = places(
         settings,
-        state=flags["state"] or (saved.state_path if saved else None),
+        state=state_of_plan(saved.state_path, state, settings) if saved else state,
         kill_switch=flags["kill_switch"],
         backup_dir=flags["backup_dir"],
     )
@@ -152,7 +154,7 @@ def _saved_plan(flags: dict[str, Any]) -> SavedPlan | None:
                 f"{parameter.opts[0]} does not go with --apply: the plan has settled that; "
                 "make another plan (--out)"
             )
-    saved = load_plan(path, flags["state"])
+    saved = load_plan(path, place_of(flags["state"]))
     if not flags["fills"]:
         flags.update(fills=saved.recorded.get("fills"), balances=saved.recorded.get("balances"))
     return saved
@@ -204,7 +206,6 @@ def _apply(
 ) -> Applied:
     from statestore.disk.audit import AuditLog
     from statestore.disk.backups import Retention
-    from statestore.disk.killswitch import KillSwitch
     from statestore.repair.rebuild import apply
 
     count = len(proposal.plan.writes)
@@ -213,7 +214,7 @@ def _apply(
     applied = apply(
         store,
         proposal,
-        KillSwitch(where.kill_switch),
+        store.kill_switch(where.kill_switch),
         AuditLog(where.audit_file),
         skip_unproven=flags["skip_unproven"],
         allow_live=flags["allow_live"],
@@ -238,7 +239,7 @@ def _apply(
     return applied
 
 
-def _print(proposal: Proposal, path: Path, *, dry_run: bool, applied: Any = None) -> None:
+def _print(proposal: Proposal, path: Place, *, dry_run: bool, applied: Any = None) -> None:
     from statestore.cli.output import print_json
     from statestore.repair.plan import document
 

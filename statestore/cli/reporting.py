@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from statestore.cli.options import FILE
-from statestore.config import Places
+from statestore.config import BESIDE_A_DATABASE, Places
 from statestore.errors import (
     KillSwitchNotEngaged,
+    Place,
     RebuildRefused,
     RevisionConflict,
     StateError,
@@ -110,13 +111,13 @@ def _write(
     from statestore import __version__
     from statestore.config import operator
     from statestore.disk.durable import replace_file
-    from statestore.disk.killswitch import KillSwitch
+    from statestore.disk.store import StateStore
     from statestore.repair.report import Report, audit_line, render
     from statestore.times import format_instant, now
 
     meta = proposal.state.meta
     wrote = applied is not None and applied.backup is not None
-    kill_switch = KillSwitch(where.kill_switch)
+    kill_switch = StateStore(where.state).kill_switch(where.kill_switch)
     report = Report(
         plan=proposal.plan,
         outcome=_outcome(flags, applied, error),
@@ -161,7 +162,7 @@ def _why(details: dict[str, Any] | None) -> str:
 
 
 def _reading(
-    state: Path, where: Places, revision: int, *, wrote: bool
+    state: Place, where: Places, revision: int, *, wrote: bool
 ) -> tuple[tuple[str, str], ...]:
     commands = [
         (_command("audit", state, where, audit=True), "The record of all repairs of this state"),
@@ -175,7 +176,7 @@ def _reading(
 
 def _command(
     name: str,
-    state: Path,
+    state: Place,
     where: Places,
     *arguments: str,
     backups: bool = False,
@@ -185,14 +186,16 @@ def _command(
     """A command as it has to be typed in any folder; places that are not the usual ones named."""
     from statestore.repair.report import command_line
 
+    # The address of a state in a database says where it is, not who may in: that is configured.
     words = ["statestore", name, *arguments, "--state", str(state)]
+    folder = state.parent if isinstance(state, Path) else BESIDE_A_DATABASE.absolute()
     places = (
-        (backups, "--backup-dir", where.backup_dir, state.parent / "state_backups"),
-        (halt, "--kill-switch", where.kill_switch, state.parent / "KILL_SWITCH"),
+        (backups, "--backup-dir", where.backup_dir, folder / "state_backups"),
+        (halt, "--kill-switch", where.kill_switch, folder / "KILL_SWITCH"),
     )
     for wanted, option, place, usual in places:
         if wanted and place.absolute() != usual:
             words += [option, str(place.absolute())]
-    if audit and where.audit_file.absolute() != state.parent / "state_audit.jsonl":
+    if audit and where.audit_file.absolute() != folder / "state_audit.jsonl":
         words = ["env", f"STATESTORE_AUDIT_FILE={where.audit_file.absolute()}", *words]
     return command_line(*words)

@@ -12,7 +12,7 @@ from statestore.cli.differences import preview, show_differences
 from statestore.cli.exits import EPILOG
 from statestore.cli.guarded import present, replace_state, retention
 from statestore.cli.options import (
-    FILE,
+    Version,
     allow_live_option,
     backup_dir_option,
     dry_run_option,
@@ -20,11 +20,13 @@ from statestore.cli.options import (
     state_option,
     yes_option,
 )
-from statestore.config import load_settings, places
+from statestore.cli.versions import At, Pick
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk.codec import META, Document
-from statestore.disk.history import differences, read_document
+from statestore.disk.history import differences
 from statestore.disk.store import StateStore
 from statestore.errors import (
+    Place,
     StateChecksumMismatch,
     StateCorrupt,
     StateInvalid,
@@ -38,7 +40,13 @@ _FOREIGN = ("backup_timestamp", "exported_at")
 
 @click.command("restore", epilog=EPILOG)
 @state_option
-@click.option("--file", "file", type=FILE, help="What to restore.  [default: the state's .bak]")
+@click.option(
+    "--file",
+    "file",
+    type=Version(),
+    help="What to restore, a file or what history lists.  [default: the state's .bak]",
+)
+@click.option("--at", type=At(), help="What to restore: a revision; or the newest before a time.")
 @click.option("--empty", is_flag=True, help="An empty state, where nothing reads any more.")
 @dry_run_option
 @kill_switch_option
@@ -46,8 +54,9 @@ _FOREIGN = ("backup_timestamp", "exported_at")
 @allow_live_option
 @yes_option
 def command(
-    state: Path | None,
-    file: Path | None,
+    state: Path | StateUrl | None,
+    file: Place | None,
+    at: Pick | None,
     empty: bool,
     dry_run: bool,
     kill_switch: Path | None,
@@ -65,20 +74,22 @@ def command(
     --empty begins again where neither the state nor a copy reads; what fills explain comes
     back by a rebuild.
     """
-    if empty and file is not None:
-        raise UsageError("--empty and --file are two different states; name one")
+    if empty + (file is not None) + (at is not None) > 1:
+        raise UsageError("--empty, --file and --at are different states; name one")
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
     if empty:
         _require_unreadable(store)
+    if at is not None:
+        file = at(store).path
     origin = _empty_state() if empty else file or store.backup_path
     called = "empty" if empty else str(origin)
-    wanted = read_document(origin)
+    wanted = store.read(origin)
     if wanted.why:
         raise StateCorrupt(origin, f"{origin} {wanted.why}; restore from another backup")
     before, why = present(store)
-    ours = origin.resolve() == store.backup_path.resolve() or store.backups.hold(origin)
+    ours = _is_ours(store, origin)
     if wanted.meta is None and not ours:
         _refuse_foreign(origin, wanted, before, store.path)
     report = differences(before, wanted)
@@ -97,6 +108,13 @@ def command(
         facts={"from": called},
         told={"from": called},
     )
+
+
+def _is_ours(store: StateStore, origin: Place) -> bool:
+    """Whether a version was made by this store, so that nothing has to vouch for its shape."""
+    if not isinstance(origin, Path) or not isinstance(store.backup_path, Path):
+        return not isinstance(origin, Path) or store.backups.hold(origin)
+    return origin.resolve() == store.backup_path.resolve() or store.backups.hold(origin)
 
 
 def _empty_state() -> Path:
@@ -121,7 +139,7 @@ def _require_unreadable(store: StateStore) -> None:
     )
 
 
-def _refuse_foreign(path: Path, wanted: Document, before: Document | None, state: Path) -> None:
+def _refuse_foreign(path: Place, wanted: Document, before: Document | None, state: Place) -> None:
     """Raise `StateInvalid` where a file without ``_meta`` is JSON, but plainly no state.
 
     Restored, an export or somebody's settings would be a state in which nothing is held.

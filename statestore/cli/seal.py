@@ -14,7 +14,7 @@ from statestore.cli.options import (
     kill_switch_option,
     state_option,
 )
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk.store import StateStore
 
 
@@ -24,7 +24,10 @@ from statestore.disk.store import StateStore
 @backup_dir_option
 @allow_live_option
 def command(
-    state: Path | None, kill_switch: Path | None, backup_dir: Path | None, allow_live: bool
+    state: Path | StateUrl | None,
+    kill_switch: Path | None,
+    backup_dir: Path | None,
+    allow_live: bool,
 ) -> None:
     """Accept a state file whose checksum is wrong: it was edited on purpose, and is right.
 

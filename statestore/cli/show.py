@@ -11,9 +11,8 @@ from statestore.cli.exits import EPILOG
 from statestore.cli.options import backup_dir_option, state_option
 from statestore.cli.output import note, print_json
 from statestore.cli.versions import At, Pick, described
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk import codec
-from statestore.disk.history import read_document
 from statestore.disk.store import StateStore
 
 
@@ -25,7 +24,7 @@ from statestore.disk.store import StateStore
     "--at", type=At(), help="That revision; or the newest version saved at or before a time."
 )
 def command(
-    state: Path | None, backup_dir: Path | None, section: str | None, at: Pick | None
+    state: Path | StateUrl | None, backup_dir: Path | None, section: str | None, at: Pick | None
 ) -> None:
     """Print the state as JSON, with exact numbers; about the file, on stderr.
 
@@ -53,4 +52,4 @@ def _present(store: StateStore) -> dict[str, Any]:
 def _former(store: StateStore, at: Pick) -> dict[str, Any]:
     version = at(store)
     note(described(version))
-    return codec.decode(read_document(version.path), "decimal")
+    return codec.decode(store.read(version.path), "decimal")

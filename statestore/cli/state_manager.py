@@ -16,13 +16,13 @@ from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, 
 from statestore.cli.output import note, print_json
 from statestore.config import (
     Places,
+    StateUrl,
     TradingStateSettings,
     load_settings,
     load_trading_state_settings,
     places,
 )
 from statestore.disk.history import read_document
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import State, StateStore
 from statestore.errors import BackendError, ConfigError, StateCorrupt, StateError
 from statestore.runtime.legacy import is_closed
@@ -57,7 +57,7 @@ def command() -> None:
     help="Not healthy if the last save is older. A bot saves only what changed.",
 )
 def check(
-    state: Path | None,
+    state: Path | StateUrl | None,
     kill_switch: Path | None,
     backup_dir: Path | None,
     form: str,
@@ -90,7 +90,7 @@ def check(
     type=FILE,
     help="Where to.  [default: $TRADING_STATE_FALLBACK_DIR, else state_fallback]",
 )
-def backup(state: Path | None, folder: Path | None) -> None:
+def backup(state: Path | StateUrl | None, folder: Path | None) -> None:
     """Copy the state, byte for byte, to FOLDER/trading_state_backup_YYYYmmdd_HHMMSS.json (UTC).
 
     The folder is made if need be, the copy is read back, and nothing is ever deleted there.
@@ -154,7 +154,7 @@ def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str
             f"{max_age:g} s are allowed"
         )
     settings = load_trading_state_settings()
-    switch = KillSwitch(where.kill_switch)
+    switch = store.kill_switch(where.kill_switch)
     found: Mapping[str, Any] = state if state is not None else {}
     return {
         "healthy": not unhealthy,

@@ -21,7 +21,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note
-from statestore.config import load_settings, places
+from statestore.config import StateUrl, load_settings, places
 from statestore.disk.audit import AuditLog
 from statestore.disk.backups import REPAIRS
 from statestore.disk.codec import Document
@@ -29,6 +29,7 @@ from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateStore
 from statestore.errors import (
     AuditBroken,
+    Place,
     RevisionConflict,
     StateCorrupt,
     StateError,
@@ -41,7 +42,7 @@ _OTHERWISE = "`statestore history` lists what is at hand, `statestore restore --
 class _SavedSince(RevisionConflict):
     """The state was saved after the repair, and an undo would throw that away."""
 
-    def __init__(self, path: Path, repair: _Repair, found: int) -> None:
+    def __init__(self, path: Place, repair: _Repair, found: int) -> None:
         StateError.__init__(
             self,
             path,
@@ -83,7 +84,7 @@ class _Repair:
 )
 @yes_option
 def command(
-    state: Path | None,
+    state: Path | StateUrl | None,
     dry_run: bool,
     kill_switch: Path | None,
     backup_dir: Path | None,
@@ -105,7 +106,7 @@ def command(
     wanted = _read_backup(repair)
     found = store.load(missing_ok=False).meta
     saved_since = found.sha256 != repair.sha256
-    report = differences(read_document(found.path), wanted)
+    report = differences(store.read(found.path), wanted)
     note(f"To undo: {repair}.")
     if found.recovered_from is not None:
         note(f"Warning: {store.path} {found.recovered_why}; read from {found.path}")

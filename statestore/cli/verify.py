@@ -87,13 +87,12 @@ def command(**flags: Any) -> int:
     read = (flags["fills"], flags["balances"])
     precious = (*where.files, where.ledger, *read)
     refuse_target("--metrics-textfile", flags["metrics_textfile"], precious)
-    from statestore.disk.killswitch import KillSwitch
     from statestore.disk.store import StateStore
     from statestore.repair.verify import Verdict, verify
 
     store = StateStore(where.state, backup_dir=where.backup_dir)
     with recording(flags["metrics_textfile"], "verify", store.path) as figures:
-        figures.kill_switch(KillSwitch(where.kill_switch))
+        figures.kill_switch(store.kill_switch(where.kill_switch))
         collected = flags["log_format"] == "json"
         with progress(flags["quiet"] or collected) as on_page:
             opened = open_source(flags, settings, on_page)

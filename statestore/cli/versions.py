@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from statestore.disk.history import Version, of_revision, saved_by, versions
+from statestore.disk.history import Version, of_revision, saved_by
 from statestore.disk.store import StateStore
-from statestore.errors import UsageError
+from statestore.errors import Place, UsageError
 from statestore.times import format_instant, parse_instant
 
 _NEITHER = "neither a revision nor an RFC 3339 time with a zone, as 2025-11-18T04:29:43Z"
@@ -32,8 +32,10 @@ class At(click.ParamType[Pick]):
         return pick
 
 
-def path_of(store: StateStore, named: str) -> Path:
-    """Return the file that ``state``, ``.bak``, a revision, a time or a path names.
+def path_of(store: StateStore, named: str) -> Place:
+    """Return where it is that ``state``, ``.bak``, a revision, a time or a path names.
+
+    A version in a database is named by its address, as ``statestore history`` lists it.
 
     A file whose name is a number is named as ``./42``.
 
@@ -48,6 +50,8 @@ def path_of(store: StateStore, named: str) -> Path:
     pick = _picked(named)
     if pick is not None:
         return pick(store).path
+    if named.partition("#")[0] == str(store.path):
+        return named
     if not Path(named).exists():
         raise UsageError(f"{named!r} is {_NEITHER}, and there is no file of that name")
     return Path(named)
@@ -55,12 +59,12 @@ def path_of(store: StateStore, named: str) -> Path:
 
 def _picked(value: str) -> Pick | None:
     if _REVISION.fullmatch(value):
-        return lambda store: of_revision(versions(store), int(value), store.path)
+        return lambda store: of_revision(store.versions(), int(value), store.path)
     try:
         instant = parse_instant(value)
     except ValueError:
         return None
-    return lambda store: saved_by(versions(store), instant, store.path)
+    return lambda store: saved_by(store.versions(), instant, store.path)
 
 
 def described(version: Version) -> str:

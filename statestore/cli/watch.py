@@ -27,8 +27,8 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.sources import set_up_logging
-from statestore.config import load_settings, places
-from statestore.errors import StateError, UsageError
+from statestore.config import StateUrl, load_settings, places
+from statestore.errors import BackendError, Place, StateError, UsageError
 from statestore.times import NANOSECONDS, now, parse_instant
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _NARROW = 64
 @click.option("--interval", type=Seconds("0.1"), default="1", help="Look every so many seconds.")
 @click.option("--once", is_flag=True, help="Print one view and end; for a pipe or a file.")
 def command(
-    state: Path | None,
+    state: Path | StateUrl | None,
     kill_switch: Path | None,
     backup_dir: Path | None,
     interval: Decimal,
@@ -66,11 +66,11 @@ def command(
     set_up_logging(0)  # a recovery is in the view; a line of log would tear it
     from rich.console import Console
 
-    from statestore.disk.killswitch import KillSwitch
     from statestore.disk.store import StateStore
 
     watcher = Watcher(
-        StateStore(where.state, backup_dir=where.backup_dir), KillSwitch(where.kill_switch)
+        store := StateStore(where.state, backup_dir=where.backup_dir),
+        store.kill_switch(where.kill_switch),
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
     if once:
@@ -111,9 +111,9 @@ class View:
         lease: as in `StateStore.lease_holder`; ``holders_error`` where that cannot be looked at.
     """
 
-    path: Path
+    path: Place
     state: State | None
-    error: StateError | None
+    error: StateError | BackendError | None
     kill_switch: str
     lock_holder: int | None
     lease: Mapping[str, Any] | None
@@ -128,27 +128,31 @@ class Watcher:
         self.kill_switch = kill_switch
 
     def look(self) -> View:
-        from statestore.disk.locks import flock_holder
-
         state, error = None, None
         try:
             state = self._state()
-        except StateError as found:
+        except (StateError, BackendError) as found:
             error = found
         lease, holders_error = None, ""
         try:
             lease = self.store.lease_holder()
-        except StateError as found:
+        except (StateError, BackendError) as found:
             holders_error = str(found)
         return View(
             self.store.path,
             state,
             error,
             self._kill_switch(),
-            flock_holder(self.store.lock_path),
+            self._lock_holder(),
             lease,
             holders_error,
         )
+
+    def _lock_holder(self) -> int | None:
+        from statestore.disk.locks import flock_holder
+
+        path = self.store.path
+        return flock_holder(Path(f"{path}.lock")) if isinstance(path, Path) else None
 
     def _state(self) -> State:
         state = self.store.refresh(numbers="decimal")
@@ -182,7 +186,8 @@ def render(view: View, at: int, width: int, height: int | None = None) -> Render
         if meta.writer or meta.reason:
             facts.add_row("by", Text(f"{meta.writer or 'unknown'} ({meta.reason or 'no reason'})"))
         if meta.recovered_from is not None:
-            said = f"{meta.state_path.name} {meta.recovered_why}; read from {meta.recovered_from}"
+            name = meta.state_path.name if isinstance(meta.state_path, Path) else meta.state_path
+            said = f"{name} {meta.recovered_why}; read from {meta.recovered_from}"
             facts.add_row("damaged", Text(said, style="bold red"))
     style = "green" if view.kill_switch == "released" else "bold yellow"
     facts.add_row("kill switch", Text(view.kill_switch, style=style))

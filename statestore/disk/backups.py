@@ -74,11 +74,16 @@ class Backups:
 
     def __init__(self, directory: Path, state_path: Path) -> None:
         self.directory = directory
+        self._state_path = state_path
         self._stem, self._suffix = state_path.stem, state_path.suffix
         self._name = re.compile(
             rf"{re.escape(self._stem)}-{_STAMP}-r(\d+)-({_REASON}){re.escape(self._suffix)}",
             re.ASCII,
         )
+
+    def elsewhere(self, directory: Path) -> Backups:
+        """Return the backups of the same state in another folder."""
+        return Backups(directory, self._state_path)
 
     def write(self, data: bytes, reason: str, revision: int) -> Path:
         """Keep `data` as a new backup; return its path.

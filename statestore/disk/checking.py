@@ -15,6 +15,7 @@ from statestore import times
 from statestore.disk import codec, durable
 from statestore.disk.backups import Backups
 from statestore.disk.locks import holder_since
+from statestore.errors import Place
 
 _STATUS: dict[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
     codec.Trust.SEALED: "good",
@@ -27,7 +28,7 @@ _STATUS: dict[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
 class FileReport:
     """One file as `StateStore.check` found it."""
 
-    path: Path
+    path: Place
     status: Literal["good", "adopted", "mismatch", "damaged", "missing"]
     revision: int | None = None
     saved_at: str = ""
@@ -101,13 +102,21 @@ def check_file(path: Path) -> FileReport:
     """Look at one file as a state."""
     try:
         data, _ = durable.read_file(path, codec.MAX_BYTES)
-        document = codec.parse(data)
     except FileNotFoundError:
         return FileReport(path, "missing")
-    except (codec.Damaged, codec.TooNew, durable.NotAFile, durable.TooLarge) as error:
+    except (durable.NotAFile, durable.TooLarge) as error:
         return FileReport(path, "damaged", why=str(error))
     except OSError as error:
         return FileReport(path, "damaged", why=f"cannot be read: {error.strerror}")
+    return check_text(path, data)
+
+
+def check_text(path: Place, data: bytes) -> FileReport:
+    """Look at one text as a state."""
+    try:
+        document = codec.parse(data)
+    except (codec.Damaged, codec.TooNew) as error:
+        return FileReport(path, "damaged", why=str(error))
     saved_at = document.meta.saved_at if document.meta else ""
     return FileReport(path, _STATUS[document.trust], document.revision, saved_at, document.why)
 
@@ -119,5 +128,5 @@ def saved_at(report: FileReport) -> int | None:
     with suppress(ValueError, OSError):
         if report.saved_at:
             return times.parse_instant(report.saved_at)
-        return report.path.stat().st_mtime_ns
+        return Path(report.path).stat().st_mtime_ns
     return None

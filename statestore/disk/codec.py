@@ -37,13 +37,12 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
 import msgspec
 
-from statestore.errors import StateInvalid
+from statestore.errors import Place, StateInvalid
 
 FORMAT = 1
 META = "_meta"
@@ -293,7 +292,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
 
 
 def encode(
-    state: Mapping[str, Any], path: Path, remembered: Remembered | None = None
+    state: Mapping[str, Any], path: Place, remembered: Remembered | None = None
 ) -> dict[str, Section]:
     """Return every section of `state` in compact form; ``_meta`` is left out.
 
@@ -378,7 +377,7 @@ def _text(value: object) -> bytes:
     return inside[len(b'{\n  "": ') : -len(b"\n}")]
 
 
-def _section(key: str, value: object, path: Path) -> Section:
+def _section(key: str, value: object, path: Place) -> Section:
     try:
         decimals = _examine_value(value, MAX_DEPTH - 1)
         _encode(key)
@@ -389,7 +388,7 @@ def _section(key: str, value: object, path: Path) -> Section:
         raise _invalid(path, *_culprit(key, value, error)) from None
 
 
-def _section_again(key: str, value: object, path: Path, remembered: Remembered) -> Section:
+def _section_again(key: str, value: object, path: Place, remembered: Remembered) -> Section:
     """Return what `_section` does, from memory if an equal snapshot was examined before.
 
     Marshal writes only objects that are exactly of a built-in type, and the type of each, so equal
@@ -513,7 +512,7 @@ def _children(value: object) -> Iterable[tuple[object, object]]:
     return enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
-def _invalid(path: Path, steps: list[str], why: str) -> StateInvalid:
+def _invalid(path: Place, steps: list[str], why: str) -> StateInvalid:
     name = _dotted(steps)
     return StateInvalid(path, f"{name}: {why} ({path} is unchanged)", name)
 

@@ -1,7 +1,8 @@
 """The versions of a state that are at hand, and what differs between two of them. Reads only.
 
-A version is one file: the state, its ``.bak``, a backup, or a damaged file that was moved aside. A
-file that does not read is listed with the reason, never raised and never left out.
+A version is one file: the state, its ``.bak``, a backup, or a damaged file that was moved aside; in
+a database it is one revision (``former`` are those before the present one). What does not read is
+listed with the reason, never raised and never left out.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from statestore import times
 from statestore.disk import codec, durable
-from statestore.errors import StateCorrupt, StateError, StateInvalid, StateMissing
+from statestore.errors import Place, StateCorrupt, StateError, StateInvalid, StateMissing
 
 if TYPE_CHECKING:
-    from statestore.disk.store import StateStore
+    from statestore.disk.backups import Backups
 
-Kind = Literal["state", "bak", "backup", "quarantined"]
+Kind = Literal["state", "bak", "former", "backup", "quarantined"]
 Status = Literal["good", "adopted", "mismatch", "damaged"]
 
-_KINDS: tuple[Kind, ...] = ("state", "bak", "backup", "quarantined")
+_KINDS: tuple[Kind, ...] = ("state", "bak", "former", "backup", "quarantined")
 _STATUS: dict[codec.Trust, Status] = {
     codec.Trust.SEALED: "good",
     codec.Trust.ADOPTED: "adopted",
@@ -45,7 +46,7 @@ class Version:
         why: what is wrong with it.
     """
 
-    path: Path
+    path: Place
     kind: Kind
     status: Status
     time: int
@@ -61,37 +62,56 @@ class Version:
         return self.status in ("good", "adopted")
 
 
-def versions(store: StateStore) -> list[Version]:
-    """Return every version at hand, newest first; what is read twice is listed twice.
+def versions_of_files(path: Path, backup_path: Path, backups: Backups) -> list[Version]:
+    """Return every version of a state file that is at hand, newest first.
 
     Raises:
         StateMissing: there is none.
         StateError: a folder cannot be listed.
     """
-    folder, name = store.path.parent, store.path.name
-    listed = folder
+    folder, name = path.parent, path.name
     try:
         beside = sorted(folder.iterdir()) if folder.is_dir() else []
-        listed = store.backups.directory
-        backups = store.backups.list()
     except OSError as error:
-        raise StateError(
-            listed, f"cannot list {listed}: {error.strerror}; it has to be readable"
-        ) from error
-    found = [_look(store.path, "state"), _look(store.backup_path, "bak")]
-    found += [_look(b.path, "backup", b.time, b.reason) for b in backups]
-    found += [_look(p, "quarantined") for p in beside if p.name.startswith(f"{name}.corrupt-")]
+        raise _not_listed(folder, error) from error
+    found = [look_at_file(path, "state"), look_at_file(backup_path, "bak")]
+    found += versions_of_backups(backups)
+    found += [
+        look_at_file(p, "quarantined") for p in beside if p.name.startswith(f"{name}.corrupt-")
+    ]
     present = [version for version in found if version is not None]
     if not present:
         raise StateMissing(
-            store.path,
-            f"there is no {store.path}, no {store.backup_path.name} and no backup in "
-            f"{store.backups.directory}; check the path",
+            path,
+            f"there is no {path}, no {backup_path.name} and no backup in "
+            f"{backups.directory}; check the path",
         )
-    return sorted((_dated(version, present) for version in present), key=_newest_first)
+    return newest_first(present)
 
 
-def of_revision(found: Sequence[Version], revision: int, path: Path) -> Version:
+def versions_of_backups(backups: Backups) -> list[Version | None]:
+    """Return the backups as versions, None for one that is gone by now.
+
+    Raises:
+        StateError: the folder cannot be listed.
+    """
+    try:
+        listed = backups.list()
+    except OSError as error:
+        raise _not_listed(backups.directory, error) from error
+    return [look_at_file(b.path, "backup", b.time, b.reason) for b in listed]
+
+
+def newest_first(found: Sequence[Version]) -> list[Version]:
+    """Return the versions in the order they are listed in."""
+    return sorted((_dated(version, found) for version in found), key=_newest_first)
+
+
+def _not_listed(folder: Path, error: OSError) -> StateError:
+    return StateError(folder, f"cannot list {folder}: {error.strerror}; it has to be readable")
+
+
+def of_revision(found: Sequence[Version], revision: int, path: Place) -> Version:
     """Return the newest valid version of a revision.
 
     Raises:
@@ -116,7 +136,7 @@ def of_revision(found: Sequence[Version], revision: int, path: Path) -> Version:
     )
 
 
-def saved_by(found: Sequence[Version], instant: int, path: Path) -> Version:
+def saved_by(found: Sequence[Version], instant: int, path: Place) -> Version:
     """Return the newest valid version that was saved at or before an instant.
 
     Raises:
@@ -186,7 +206,15 @@ def changed_sections(report: Mapping[str, Any]) -> list[str]:
     return [part["section"] for part in report["sections"] if part["change"] != "same"]
 
 
-def _look(path: Path, kind: Kind, made: int | None = None, why_made: str = "") -> Version | None:
+def look_at_file(
+    path: Path, kind: Kind, made: int | None = None, why_made: str = ""
+) -> Version | None:
+    """Return a file as a version; None if it is not there.
+
+    Args:
+        made: when, by its name; unless given, by its mtime.
+        why_made: of a backup.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -205,13 +233,20 @@ def _look(path: Path, kind: Kind, made: int | None = None, why_made: str = "") -
             why = f"cannot be read: {error.__cause__.strerror}"
         size = status.st_size
         return Version(path, kind, "damaged", time, size, backup_reason=why_made, why=why)
+    return version_of(path, kind, document, status.st_size, time, why_made)
+
+
+def version_of(
+    path: Place, kind: Kind, document: codec.Document, size: int, time: int, why_made: str = ""
+) -> Version:
+    """Return a document that reads as a version; `time` counts where it does not say itself."""
     meta = document.meta or codec.Meta()
     return Version(
         path,
         kind,
         _STATUS[document.trust],
         _instant(meta.saved_at, time),
-        status.st_size,
+        size,
         revision=document.revision,
         saved_for=meta.reason,
         backup_reason=why_made,

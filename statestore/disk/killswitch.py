@@ -34,6 +34,9 @@ class KillSwitch:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def status(self) -> Status:
         """Return the status; ``unknown`` where the system does not let us look."""
         try:

@@ -32,7 +32,7 @@ from typing import Any, Self, TypeVar
 
 from statestore import times
 from statestore.disk import durable
-from statestore.errors import LeaseHeld, SaveFailed, StateError, StateLocked, UsageError
+from statestore.errors import LeaseHeld, Place, SaveFailed, StateError, StateLocked, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class WriterLock:
     @property
     def held(self) -> bool:
         """Whether this thread holds it, through whichever store of this process."""
-        return _exclusion(self._key).owner == threading.get_ident()
+        return exclusion(self._key).owner == threading.get_ident()
 
     def exclusively(self, act: Callable[[], T], timeout: float) -> T:
         """Run `act` with every other writer kept out.
@@ -91,22 +91,22 @@ class WriterLock:
             StateLocked: somebody else holds it for longer; names the process where it is known.
             SaveFailed: the lock file cannot be made, or there are no locks on this file system.
         """
-        exclusion = _exclusion(self._key)
+        mine = exclusion(self._key)
         deadline = time.monotonic() + timeout
-        if not exclusion.mutex.acquire(timeout=max(timeout, 0)):
+        if not mine.mutex.acquire(timeout=max(timeout, 0)):
             raise self._held_for_longer(timeout)
-        exclusion.owner = threading.get_ident()
+        mine.owner = threading.get_ident()
         if not _acquire_until(deadline, self._lock, self._state_path):
             raise self._held_for_longer(timeout)
 
     def release(self) -> None:
         """Give back whatever of the two `acquire` took; again does no harm."""
-        exclusion = _exclusion(self._key)
-        if exclusion.owner == threading.get_ident():
+        mine = exclusion(self._key)
+        if mine.owner == threading.get_ident():
             self._lock.release()
-            exclusion.owner = None
+            mine.owner = None
         try:  # noqa: SIM105  # `suppress` costs more than the call
-            exclusion.mutex.release()
+            mine.mutex.release()
         except RuntimeError:
             pass  # not ours: the wait for it failed
 
@@ -123,15 +123,16 @@ class WriterLock:
 
 
 class Lease:
-    """The right to be the one bot on a state file; see `StateStore.lease`."""
+    """The right to be the one bot on a state; see `StateStore.lease`."""
 
-    def __init__(self, lock: _OsLock) -> None:
-        self._lock = lock
+    @property
+    def held(self) -> bool:
+        """Whether it still is: one that another machine keeps for us may be lost."""
+        raise NotImplementedError
 
     def release(self) -> None:
         """Give the lease back; doing so twice does no harm."""
-        self._lock.describe({})
-        self._lock.close()
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +146,23 @@ class Lease:
         self.release()
 
 
+class FileLease(Lease):
+    """A lease that the kernel keeps: it is held until it is given back."""
+
+    def __init__(self, lock: _OsLock) -> None:
+        self._lock = lock
+        self._released = False
+
+    @property
+    def held(self) -> bool:
+        return not self._released
+
+    def release(self) -> None:
+        self._released = True
+        self._lock.describe({})
+        self._lock.close()
+
+
 def take_lease(state_path: Path, lease_path: Path) -> Lease:
     """Take the lease of a state, held until it is released or the process ends.
 
@@ -156,7 +174,7 @@ def take_lease(state_path: Path, lease_path: Path) -> Lease:
     lock = _OsLock(lease_path)
     try:
         if not _acquire_until(time.monotonic() + _LEASE_PATIENCE_SECONDS, lock, state_path):
-            raise _lease_held(state_path, lease_path)
+            raise lease_held(state_path, lease_holder(lease_path) or {})
         lock.describe(
             {
                 "pid": os.getpid(),
@@ -167,7 +185,7 @@ def take_lease(state_path: Path, lease_path: Path) -> Lease:
     except BaseException:
         lock.close()
         raise
-    return Lease(lock)
+    return FileLease(lock)
 
 
 def lease_holder(lease_path: Path) -> dict[str, Any] | None:
@@ -233,11 +251,15 @@ def flock_holder(lock_path: Path) -> int | None:
     return None
 
 
-def _lease_held(state_path: Path, lease_path: Path) -> LeaseHeld:
-    who = lease_holder(lease_path) or {}
+def lease_held(state: Place, who: Mapping[str, Any]) -> LeaseHeld:
+    """Return the error that names who holds a lease.
+
+    Args:
+        who: as `lease_holder` tells.
+    """
     return LeaseHeld(
-        state_path,
-        f"a bot already runs on {state_path}: process {who.get('pid', 'unknown')} on "
+        state,
+        f"a bot already runs on {state}: process {who.get('pid', 'unknown')} on "
         f"{who.get('host', 'unknown host')} since {who.get('since', 'an unknown time')}; "
         "stop it first",
     )
@@ -348,20 +370,21 @@ def _filelock() -> ModuleType:
 
 
 @dataclass(slots=True)
-class _Exclusion:
+class Exclusion:
     """Keeps threads of this process apart: flock knows descriptors, not threads."""
 
     mutex: threading.RLock = field(default_factory=threading.RLock)
     owner: int | None = None
 
 
-_exclusions: dict[str, _Exclusion] = {}  # by state file
+_exclusions: dict[str, Exclusion] = {}  # by state file
 _looked_at: set[int] = set()  # devices
 _os_locks: weakref.WeakSet[_OsLock] = weakref.WeakSet()
 
 
-def _exclusion(key: str) -> _Exclusion:
-    return _exclusions.get(key) or _exclusions.setdefault(key, _Exclusion())
+def exclusion(key: str) -> Exclusion:
+    """Return what keeps the threads of this process apart on one state, by its place."""
+    return _exclusions.get(key) or _exclusions.setdefault(key, Exclusion())
 
 
 def _after_fork_in_child() -> None:

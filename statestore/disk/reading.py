@@ -30,6 +30,7 @@ from statestore import times
 from statestore.disk import codec, durable
 from statestore.disk.backups import Backups, read_valid
 from statestore.errors import (
+    Place,
     StateChecksumMismatch,
     StateCorrupt,
     StateError,
@@ -57,13 +58,13 @@ class Found:
         signature: of the state file; None if it is missing.
         document: the state; None if there is none, or (`why` says so) none that reads.
         data: the bytes of the document's file, where it was read.
-        source: the document's file.
+        source: the document's file; its address where it is in a database.
         why: what is wrong with the state file; None if nothing is.
         settled: no change since can hide behind an equal signature.
     """
 
     signature: _Signature | None
-    source: Path
+    source: Place
     document: codec.Document | None = None
     data: bytes = b""
     why: str | None = None
@@ -110,8 +111,10 @@ class Found:
         with suppress(ValueError, OSError):
             if meta and meta.saved_at:
                 saved = times.parse_instant(meta.saved_at)
-            else:
+            elif isinstance(self.source, Path):
                 saved = self.source.stat().st_mtime_ns
+            else:
+                return None
             return round((times.now() - saved) / times.NANOSECONDS, 3)
         return None
 

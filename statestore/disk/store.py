@@ -27,19 +27,22 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from statestore.disk import codec, durable
-from statestore.disk.backups import Backups, copy_to, read_valid
+from statestore.disk.backups import Backups, read_valid
 from statestore.disk.checking import CheckReport, check_files
+from statestore.disk.contract import BeforeCommit, Known
+from statestore.disk.contract import Numbers as Numbers
+from statestore.disk.contract import State as State
+from statestore.disk.contract import StateMeta as StateMeta
+from statestore.disk.contract import StateStore as StateStore
 from statestore.disk.durable import Durability
 from statestore.disk.locks import Lease, WriterLock, flock_holder, lease_holder, take_lease
 from statestore.disk.reading import Found, OnMismatch, Reader, peek_revision
 from statestore.errors import (
-    BackupFailed,
     RevisionConflict,
     StateCorrupt,
     StateInvalid,
@@ -50,7 +53,7 @@ from statestore.errors import (
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from statestore.disk.saver import Saver
+    from statestore.disk.history import Version
 
 logger = logging.getLogger(__name__)
 
@@ -60,80 +63,20 @@ _HOST = os.uname().nodename
 # computed. Below, a second transfer costs it more than that saves.
 _LARGE = 1 << 18
 
-Numbers = codec.Numbers
-BeforeCommit = Callable[[], None]
-
 # Called with the state file's path before anything is written; the pytest plugin refuses live ones.
 path_guard: Callable[[Path], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StateMeta:
-    """What is known about a state that was loaded or saved.
-
-    Attributes:
-        revision: 0 for a file without ``_meta`` and for a state that is not saved yet.
-        saved_at: RFC 3339 in UTC; empty where the file does not say.
-        sha256: the file's sum; the hash of its bytes where the sum is missing or wrong.
-        state_path: the state file.
-        path: the file that was read, which is not `state_path` after a recovery.
-        verified: the sum was there and right.
-        recovered_from: the fallback that was read; None if it was the state file itself.
-        recovered_why: what is wrong with the state file.
-        durability: of the saves of the store that loaded or saved it; two states that differ in
-            nothing else are equal.
-    """
-
-    revision: int
-    saved_at: str
-    reason: str
-    writer: str
-    sha256: str
-    state_path: Path
-    path: Path
-    verified: bool
-    recovered_from: Path | None = None
-    recovered_why: str | None = None
-    durability: Durability = field(default="full", compare=False)
-
-
-class State(dict[str, Any]):
-    """The sections of a state as a plain dict, and where they came from.
-
-    Attributes:
-        meta: of the load or save this state was last seen in; `StateStore.save` brings it up to
-            date, so that a main loop can save the same state again and again.
-    """
-
-    meta: StateMeta
-
-    def __init__(self, sections: Mapping[str, Any], meta: StateMeta) -> None:
-        super().__init__(sections)
-        self.meta = meta
-
-
-@dataclass(slots=True)
-class _Known:
-    """Which state a writer saw last. Without `identity` only the revision is compared."""
-
-    revision: int
-    identity: str | None
-    recovered: bool
-
-
-class StateStore:
+class FileStore(StateStore):
     """One state file.
-
-    Threads may share a store, and a forked child may go on using it. A store object remembers what
-    it last loaded or saved; two writers that pass plain dicts should have a store each, or save the
-    `State` they loaded.
 
     Attributes:
         path: the state file; a symlink is followed once, when the store is made.
-        durability: what a power cut may take.
         backup_path, lock_path, lease_path: beside it.
-        backups: the timestamped copies.
     """
+
+    path: Path
+    backup_path: Path
 
     def __init__(
         self,
@@ -191,41 +134,7 @@ class StateStore:
         self._suspect = ""  # a state whose only fsync failed: never to be ``.bak``, nor good enough
         self._saver: tuple[int, Executor] | None = None
 
-    def __repr__(self) -> str:
-        return f"StateStore({str(self.path)!r})"
-
-    @property
-    def revision(self) -> int | None:
-        """Revision this store last loaded or saved; None before."""
-        return self._seen.revision if self._seen else None
-
-    @property
-    def recovered_from(self) -> Path | None:
-        """The fallback the last load used; None if it read the state file itself."""
-        return self._seen.source if self._seen and self._seen.why else None
-
     # Reading
-
-    def load(self, *, numbers: Numbers = "float", missing_ok: bool = True) -> State:
-        """Return the state: of the file, else of ``.bak``, else of the newest valid backup.
-
-        Args:
-            numbers: ``float`` as bots expect, or ``decimal`` for exact Decimals.
-            missing_ok: nothing at all on disk is a new, empty state.
-
-        Raises:
-            StateMissing: no state file, no ``.bak``, no backup, and `missing_ok` is False.
-            StateCorrupt: something is there, but nothing that reads.
-            StateChecksumMismatch: the file is valid JSON, but not what was saved.
-            StateInvalid: written by a newer version.
-            StateError: it may not be read.
-        """
-        seen = self._reader.find(self.on_mismatch)
-        if seen.document is None and not missing_ok:
-            raise self._reader.missing()
-        self._seen = seen
-        self._announce(seen)
-        return self._state(seen, numbers)
 
     def changed(self) -> bool:
         """Return whether the state file is another one than this store last saw. One stat."""
@@ -249,64 +158,19 @@ class StateStore:
             lease=self.lease_holder(),
         )
 
+    def versions(self) -> list[Version]:
+        from statestore.disk.history import versions_of_files
+
+        return versions_of_files(self.path, self.backup_path, self.backups)
+
+    def onlooker(self, *, on_mismatch: OnMismatch | None = None) -> FileStore:
+        return FileStore(
+            self.path,
+            backup_dir=self.backups.directory,
+            on_mismatch=on_mismatch or self.on_mismatch,
+        )
+
     # Writing
-
-    def save(
-        self,
-        state: Mapping[str, Any],
-        *,
-        reason: str = "save",
-        expected_revision: int | None = None,
-        before_commit: BeforeCommit | None = None,
-    ) -> StateMeta:
-        """Save durably, unless somebody else saved since; unchanged content writes nothing.
-
-        Args:
-            state: a `State` that was loaded, or any mapping; ``_meta`` in it is left out.
-            expected_revision: the revision this writer saw. Unless given, that of the `State`,
-                else what this store last loaded or saved.
-            before_commit: called under the lock, immediately before the state is replaced; what it
-                raises goes to the caller, and nothing is changed.
-
-        Raises:
-            StateInvalid: a value cannot be saved as JSON; names its field. No file was opened.
-            RevisionConflict: the state on disk is not the one this writer saw.
-            StateLocked: another writer holds the lock for longer than `lock_timeout`.
-            SaveFailed: the system refused; the former state stands.
-            SaveNotDurable: the new state stands, but its folder could not be flushed. The store
-                remembers, and the next save flushes it even if nothing changed.
-            StateCorrupt, StateChecksumMismatch: what is on disk cannot be judged, as in `load`.
-            UsageError: called inside a transaction on the same file, in the same thread.
-        """
-        return self._prepare(state, reason, expected_revision, before_commit)()
-
-    async def asave(
-        self,
-        state: Mapping[str, Any],
-        *,
-        reason: str = "save",
-        expected_revision: int | None = None,
-        before_commit: BeforeCommit | None = None,
-    ) -> StateMeta:
-        """`save` for asyncio: the state is encoded at once, and the disk waited for in a thread.
-
-        What the loop does to `state` after the call is not in this save. Saves of one store happen
-        in the order they were asked for. A cancelled call may still be carried out.
-        """
-        import asyncio
-
-        act = self._prepare(state, reason, expected_revision, before_commit)
-        return await asyncio.get_running_loop().run_in_executor(self._executor(), act)
-
-    def saver(self) -> Saver:
-        """Return what saves in the background and makes one save of a burst; see `Saver.save`.
-
-        For a loop that must not wait for the disk and has no asyncio. Close it, or use it in a
-        `with` block, to wait for what was asked for.
-        """
-        from statestore.disk.saver import Saver
-
-        return Saver(self._prepare)
 
     @contextmanager
     def transaction(
@@ -316,13 +180,7 @@ class StateStore:
         numbers: Numbers = "float",
         before_commit: BeforeCommit | None = None,
     ) -> Iterator[State]:
-        """Lock, load, give the state to the caller, save it; nothing is saved on an exception.
-
-        Other writers wait meanwhile, so do nothing slow inside. Not re-entrant: a save or another
-        transaction on the same file in the same thread is refused with `UsageError`, since one of
-        the two would undo the other.
-        """
-        self._ask_path_guard()
+        self._ask_guard()
         self._lock.refuse_reentry()
         try:
             self._lock.acquire(self.lock_timeout)
@@ -334,40 +192,7 @@ class StateStore:
         finally:
             self._lock.release()
 
-    def backup(self, reason: str = "manual", *, to: Path | None = None) -> Path:
-        """Copy the current good state, byte for byte, to a new timestamped file.
-
-        Args:
-            to: a folder that gets the file instead of ``state_backups``, or the name of a new file;
-                on another disk, it survives the loss of this one.
-
-        Raises:
-            BackupFailed: it could not be written or does not read back, or the sum is wrong.
-            StateMissing: there is nothing to copy.
-            UsageError: `to` is a file that is there already.
-        """
-        self._ask_path_guard()
-        seen = self._reader.find(self.on_mismatch)
-        if seen.document is None:
-            raise self._reader.missing()
-        if seen.document.trust is codec.Trust.MISMATCH:
-            raise BackupFailed(
-                self.path, f"{self.path} {seen.document.why}; no backup was made of it"
-            )
-        self._announce(seen)
-        if to is not None and not to.is_dir():
-            return copy_to(to, seen.data)
-        backups = self.backups if to is None else Backups(to, self.path)
-        return backups.write(seen.data, reason, seen.revision)
-
     def seal(self, *, reason: str = "seal", before_commit: BeforeCommit | None = None) -> StateMeta:
-        """Accept an edited state file as it is: right sum, next revision, ``.bak`` untouched.
-
-        Raises:
-            StateMissing: there is no state file.
-            StateCorrupt: it is no JSON document, so there is nothing to accept.
-            StateLocked, SaveFailed, SaveNotDurable: as in `save`.
-        """
         return self._exclusively(lambda: self._seal(reason, before_commit))
 
     def restore(
@@ -377,49 +202,24 @@ class StateStore:
         reason: str = "restore",
         before_commit: BeforeCommit | None = None,
     ) -> StateMeta:
-        """Save what `source` (a backup, or ``.bak``) holds as the next revision, durably.
-
-        The present state file becomes ``.bak`` if it is good, and is moved aside if it is not.
-
-        Raises:
-            StateCorrupt: `source` does not read as a state.
-            StateMissing: `source` is not there.
-            StateLocked, SaveFailed, SaveNotDurable: as in `save`.
-        """
         return self._exclusively(lambda: self._restore(Path(source), reason, before_commit))
 
     # The lease of a running bot
 
     def lease(self) -> Lease:
-        """Take the lease of this state, held until it is released or the process ends.
-
-        Raises:
-            LeaseHeld: another bot holds it; names its process, host and since when.
-        """
-        self._ask_path_guard()
+        self._ask_guard()
         return take_lease(self.path, self.lease_path)
 
     def lease_holder(self) -> dict[str, Any] | None:
-        """Return ``pid``, ``host`` and ``since`` of the lease's holder; None if nobody holds it.
-
-        Empty where it is held, but the holder has not yet said who it is.
-        """
         return lease_holder(self.lease_path)
 
-    # Saving
+    # Finding and saving
 
-    def _prepare(
-        self,
-        state: Mapping[str, Any],
-        reason: str,
-        expected_revision: int | None = None,
-        before_commit: BeforeCommit | None = None,
-    ) -> Callable[[], StateMeta]:
-        """Encode `state` as it is now; return what saves that."""
-        encoded = codec.encode(state, self.path, self._remembered)
-        return lambda: self._exclusively(
-            lambda: self._commit(encoded, state, reason, expected_revision, before_commit)
-        )
+    def _find(self, on_mismatch: OnMismatch) -> Found:
+        return self._reader.find(on_mismatch)
+
+    def _missing(self) -> StateMissing:
+        return self._reader.missing()
 
     def _commit(
         self,
@@ -482,22 +282,7 @@ class StateStore:
             return seen
         return self._reader.find(self.on_mismatch)
 
-    def _known(self, state: Mapping[str, Any], expected: int | None) -> _Known | None:
-        meta = state.meta if isinstance(state, State) else None
-        if meta and (meta.state_path is self.path or meta.state_path == self.path):
-            known = _Known(meta.revision, meta.sha256, meta.recovered_from is not None)
-        elif self._seen is not None:
-            seen = self._seen
-            known = _Known(seen.revision, seen.identity, seen.why is not None)
-        elif expected is None:
-            return None
-        else:
-            known = _Known(expected, None, recovered=False)
-        if expected is not None and expected != known.revision:
-            return _Known(expected, None, known.recovered)
-        return known
-
-    def _require_latest(self, found: Found, known: _Known | None) -> None:
+    def _require_latest(self, found: Found, known: Known | None) -> None:
         loaded = known.revision if known else None
         conflict = functools.partial(RevisionConflict, self.path, loaded, found.revision)
         if found.document is None and not loaded:
@@ -513,7 +298,7 @@ class StateStore:
         if known.identity is not None and known.identity != found.identity:
             raise conflict("the revision is the same, but the content is another")
 
-    def _holds_the_lost_one(self, found: Found, known: _Known) -> bool:
+    def _holds_the_lost_one(self, found: Found, known: Known) -> bool:
         """Return whether the damaged state file is the very one this writer saved or loaded.
 
         It is if ``.bak`` is older still: any later writer would have left this writer's state
@@ -626,13 +411,6 @@ class StateStore:
             if keep is not None and keep != self.backup_path and keep.samefile(self.path):
                 keep.unlink()
 
-    def _accept(self, seen: Found, state: Mapping[str, Any] | None) -> StateMeta:
-        self._seen = seen
-        meta = self._meta(seen)
-        if isinstance(state, State):
-            state.meta = meta
-        return meta
-
     def _flush(self, found: Found) -> None:
         """Make durable what stands, unless this store did: its writer may have been killed."""
         if self.durability == "relaxed":
@@ -643,62 +421,11 @@ class StateStore:
             durable.flush_folder(self.path)
         self._flushed, self._flush_owed = found.identity, False
 
-    def _executor(self) -> Executor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        if self._saver is None or self._saver[0] != os.getpid():
-            self._saver = os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="statestore")
-        return self._saver[1]
-
     def _exclusively(self, act: Callable[[], StateMeta]) -> StateMeta:
         """Run `act` with every other writer kept out."""
-        self._ask_path_guard()
+        self._ask_guard()
         return self._lock.exclusively(act, self.lock_timeout)
 
-    def _ask_path_guard(self) -> None:
+    def _ask_guard(self) -> None:
         if path_guard is not None:
             path_guard(self.path)
-
-    # What callers are told
-
-    def _state(self, seen: Found, numbers: Numbers) -> State:
-        sections = codec.decode(seen.document, numbers) if seen.document else {}
-        return State(sections, self._meta(seen))
-
-    def _meta(self, seen: Found) -> StateMeta:
-        document = seen.document
-        meta = document.meta if document and document.meta else codec.Meta()
-        return StateMeta(
-            revision=meta.revision,
-            saved_at=meta.saved_at,
-            reason=meta.reason,
-            writer=meta.writer,
-            sha256=seen.identity,
-            state_path=self.path,
-            path=seen.source,
-            verified=document is not None and document.trust is codec.Trust.SEALED,
-            recovered_from=seen.source if seen.why is not None else None,
-            recovered_why=seen.why,
-            durability=self.durability,
-        )
-
-    def _announce(self, seen: Found) -> None:
-        """Say it loudly where the state is not the file as it was saved."""
-        if seen.document is None:
-            return
-        fields = {"path": str(self.path), "revision": seen.revision}
-        if seen.why is not None:
-            logger.warning(
-                "state loaded from a fallback",
-                extra={
-                    **fields,
-                    "why": seen.why,
-                    "source": str(seen.source),
-                    "age_seconds": seen.age_seconds(),
-                },
-            )
-        elif seen.document.trust is codec.Trust.MISMATCH:
-            logger.warning(
-                "state loaded although its checksum is wrong",
-                extra={**fields, "why": seen.document.why},
-            )

@@ -26,7 +26,7 @@ from statestore.amounts import text
 from statestore.config import operator
 from statestore.disk.codec import to_json
 from statestore.disk.store import StateMeta
-from statestore.errors import PlanStale, UsageError
+from statestore.errors import Place, PlanStale, UsageError
 from statestore.fills.normalise import decode_json
 from statestore.fills.sources import FillSource
 from statestore.model import CASH, Balances, Batch, Fill, Method, Product
@@ -55,7 +55,7 @@ class SavedPlan:
     path: Path
     sha256: str
     body: Mapping[str, Any]
-    state_path: Path
+    state_path: Place
     window: Window
     options: Options
     products: Mapping[str, Product]
@@ -74,7 +74,7 @@ def plan_file(proposal: Proposal, recorded: Mapping[str, Path | None]) -> bytes:
         "made_by": operator(),
         "version": __version__,
         "state": {
-            "path": str(meta.state_path.absolute()),
+            "path": _absolute(meta.state_path),
             "revision": meta.revision,
             "sha256": meta.sha256,
             "saved_at": meta.saved_at,
@@ -96,11 +96,11 @@ def plan_file(proposal: Proposal, recorded: Mapping[str, Path | None]) -> bytes:
     return to_json({"schema": SCHEMA, "sha256": _sum(body), **body}) + b"\n"
 
 
-def load_plan(path: Path, state: Path | None = None) -> SavedPlan:
+def load_plan(path: Path, state: Place | None = None) -> SavedPlan:
     """Return the plan in a file.
 
     Args:
-        state: the state file that was named; None for the plan's own.
+        state: the state that was named; None for the plan's own.
 
     Raises:
         UsageError: it is no plan, of another version, not what was written, or of another state.
@@ -109,7 +109,7 @@ def load_plan(path: Path, state: Path | None = None) -> SavedPlan:
         saved = read_plan(path, path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read plan {path}: {error.strerror}") from error
-    if state is not None and state.resolve() != saved.state_path.resolve():
+    if state is not None and _resolved(state) != _resolved(saved.state_path):
         raise UsageError(f"{path} is a plan for {saved.state_path}, not for {state}")
     return saved
 
@@ -133,7 +133,7 @@ def read_plan(path: Path, data: bytes) -> SavedPlan:
             path=path,
             sha256=str(found["sha256"]),
             body=body,
-            state_path=Path(body["state"]["path"]),
+            state_path=_place(body["state"]["path"]),
             window=_window_of(body["window"]),
             options=_options_of(body["options"]),
             products={name: _product_of(value) for name, value in body["products"].items()},
@@ -141,6 +141,18 @@ def read_plan(path: Path, data: bytes) -> SavedPlan:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} is no whole plan ({error!r:.80}); make one with --out") from error
+
+
+def _absolute(place: Place) -> str:
+    return str(place.absolute()) if isinstance(place, Path) else place
+
+
+def _resolved(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place
+
+
+def _place(text: str) -> Place:
+    return text if "://" in text else Path(text)
 
 
 def positions_after(saved: SavedPlan, before: Mapping[str, Any]) -> dict[str, Any]:

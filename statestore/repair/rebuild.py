@@ -26,6 +26,7 @@ from statestore.errors import (
     CredentialsError,
     IncompleteRead,
     KillSwitchNotEngaged,
+    Place,
     RebuildRefused,
     RevisionConflict,
     StateCorrupt,
@@ -297,7 +298,7 @@ def halted(kill_switch: KillSwitch, *, allow_live: bool) -> Callable[[], None]:
         status = kill_switch.status()
         if not allow_live and status != "engaged":
             raise KillSwitchNotEngaged(
-                f"the kill switch {kill_switch.path} is {status}, so a bot may be trading on this "
+                f"the kill switch {kill_switch} is {status}, so a bot may be trading on this "
                 "state; engage it ('statestore kill-switch engage', or touch the file) and run "
                 "this again, or pass --allow-live if no bot runs"
             )
@@ -386,7 +387,7 @@ class _Records:
     by_asset: Mapping[str, Recorded | None]
 
 
-def _records(path: Path, state: State) -> _Records:
+def _records(path: Place, state: State) -> _Records:
     meta = state.meta
     saved_at = parse_instant(meta.saved_at) if meta.saved_at else None
     try:

@@ -15,7 +15,8 @@ Without one it refuses to write while a bot holds the lease.
 With ``TRADING_STATE_DB_TYPE=influxdb`` every change goes to the file, then to the mirror
 (`statestore.backends.mirror`). A mirror that is down is said in `UnifiedStateManager.degraded`, and
 the change stands in the file; where ``file_fallback`` is off, the call waits for the mirror and
-raises what is wrong with it.
+raises what is wrong with it. With ``TRADING_STATE_DB_TYPE=postgres`` the state is in the database
+of ``TRADING_STATE_POSTGRES_URL``, and with the file fallback in the state file while that is away.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 from statestore import times
 from statestore.backends.mirror import Mirror, configured_mirror
 from statestore.config import (
+    StateUrl,
     TradingStateSettings,
     load_settings,
     load_trading_state_settings,
@@ -99,8 +101,9 @@ class UnifiedStateManager:
         settings = load_trading_state_settings()
         if store is not None and session is not None and store is not session.store:
             raise UsageError("the session has a store of its own; give one of the two")
+        self._fallback = settings.enable_file_fallback if file_fallback is None else file_fallback
         if store is None:
-            store = session.store if session else _configured_store()
+            store = session.store if session else _configured_store(settings, self._fallback)
         self.store = store
         self.fallback_dir = fallback_dir or settings.fallback_dir
         self.mirror: Mirror | None = None
@@ -112,7 +115,6 @@ class UnifiedStateManager:
             settings.enable_validation if enable_validation is None else enable_validation
         )
         self._db_type = settings.db_type
-        self._fallback = settings.enable_file_fallback if file_fallback is None else file_fallback
         if settings.db_type != "file":
             self._connect(settings)
         if auto_migrate and session is None:
@@ -123,6 +125,8 @@ class UnifiedStateManager:
         """Why the state is in the file only, or further there than in the mirror; else None."""
         if self._file_only is not None:
             return self._file_only
+        if not isinstance(self.store.path, Path):
+            return self._away()
         return self.mirror.degraded if self.mirror is not None else None
 
     # Reading
@@ -166,6 +170,7 @@ class UnifiedStateManager:
         invalid = problems(state) if self._validates else {}
         lease = self.store.lease_holder()
         mirror = self._mirror_status()
+        in_file = isinstance(self.store.path, Path)
         degraded = self.degraded
         if degraded is None and mirror is not None and mirror["health"] != "ok":
             degraded = mirror["health"]
@@ -179,7 +184,7 @@ class UnifiedStateManager:
             "portfolio": state.get("portfolio") is not None,
             "validated": self._validates,
             "invalid": invalid,
-            "backend": "file" if mirror is None else self._db_type,
+            "backend": "file" if in_file and mirror is None else self._db_type,
             "configured_backend": self._db_type,
             "degraded": degraded,
             "mirror": mirror,
@@ -295,8 +300,10 @@ class UnifiedStateManager:
     def _connect(self, settings: TradingStateSettings) -> None:
         """Find the mirror, and take over what it holds if that is ahead of the file."""
         try:
-            if settings.db_type != "influxdb":
-                raise ConfigError(f"{settings.db_type} is configured, and this facade has the file")
+            if settings.db_type == "postgres":
+                if isinstance(self.store.path, Path):
+                    raise ConfigError(f"postgres is configured, and the state is {self.store.path}")
+                return
             if self._session is not None and self._session.mirror is None:
                 raise ConfigError("the session has no mirror: TradingSession(store, mirror=...)")
             self.mirror = (
@@ -317,6 +324,12 @@ class UnifiedStateManager:
             self.mirror.database.health()
         if self._session is None and self.store.lease_holder() is None:
             self.mirror.take_over(self.store, may_begin_empty=self._fallback)
+
+    def _away(self) -> str | None:
+        """Return why the state is in the file beside its database; None if it is not."""
+        status = getattr(self.store, "fallback_status", None)
+        said = status() if status is not None else None
+        return f"the state is in {said['path']}: {said['why']}" if said and said["why"] else None
 
     def _mirror_status(self) -> dict[str, Any] | None:
         if self.mirror is None:
@@ -411,6 +424,20 @@ def _head(path: Path) -> bytes:
         return b""  # what is wrong with it is said by whoever reads it
 
 
-def _configured_store() -> StateStore:
+def _configured_store(settings: TradingStateSettings, file_fallback: bool) -> StateStore:
     where = places(load_settings())
-    return StateStore(where.state, backup_dir=where.backup_dir)
+    if settings.db_type != "postgres":
+        return StateStore(where.state, backup_dir=where.backup_dir)
+    if settings.postgres_url:
+        url = StateUrl(settings.postgres_url)
+        file = None if isinstance(where.state, StateUrl) else str(where.state)
+    elif isinstance(where.state, StateUrl):
+        url, file = where.state, None
+    else:
+        raise ConfigError(
+            "TRADING_STATE_DB_TYPE is postgres, and there is no TRADING_STATE_POSTGRES_URL: "
+            "postgresql://user@host/database is expected"
+        )
+    if file_fallback and "file_fallback" not in url.parameters:
+        url = url.having(file_fallback=file)
+    return StateStore(url, backup_dir=where.backup_dir)

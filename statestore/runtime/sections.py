@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from statestore.amounts import json_type
-from statestore.errors import StateInvalid
+from statestore.errors import Place, StateInvalid
 
 OBJECTS = ("positions", "open_orders", "pair_states", "session", "config", "strategy_state")
 CONFIG = ("data_provider", "broker", "strategy", "pairs")
@@ -18,7 +17,7 @@ QUANTITIES = ("quantity", "units", "base_qty")
 _TIMES = ("entry_time", "timestamp")
 
 
-def complete(state: dict[str, Any], path: Path) -> None:
+def complete(state: dict[str, Any], path: Place) -> None:
     """Add the sections that are missing: objects are empty, the portfolio is null, not made up.
 
     Raises:

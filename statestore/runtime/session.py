@@ -20,7 +20,8 @@ What is promised:
   tick, or at the save that finds out; the one in memory never goes over it;
 * with a `Mirror`, what it holds is taken over at the start where it is ahead of the file, and every
   save follows into it; the bot never waits for it, and what it owes is in `health`;
-* a halted bot may save. While the kill switch is engaged, or cannot be looked at, `tick` says no.
+* a halted bot may save. While the kill switch is engaged, or cannot be looked at, `tick` says no;
+  so it does while the lease of a state in a database is lost.
 
 What is not: `TradingSession.state` is another object after a reload, so what was taken out of it
 before is stale; take it anew in each cycle. What was not saved when a repair arrived is dropped
@@ -44,6 +45,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -52,15 +54,13 @@ from statestore import times
 from statestore.config import service_manager
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import Numbers, State, StateMeta, StateStore
-from statestore.errors import RevisionConflict, StateStoreError, UsageError
+from statestore.errors import Place, RevisionConflict, StateStoreError, UsageError
 from statestore.runtime import sections
 from statestore.runtime.interrupts import StopFlag
 from statestore.runtime.notify import ServiceManager
 from statestore.runtime.strategies import Strategies
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from statestore.backends.mirror import Mirror
     from statestore.disk.locks import Lease
     from statestore.disk.saver import Saver
@@ -77,7 +77,7 @@ class TradingSession:
     """One run of a bot. Made once, started once; threads may share it.
 
     Attributes:
-        store: the state file.
+        store: the state.
         kill_switch: what halts this bot.
         mode: as it stands in the ``session`` section.
         mirror: what follows the saves, if anything.
@@ -101,7 +101,8 @@ class TradingSession:
         """Remember what to do; nothing is read, made or locked yet.
 
         Args:
-            kill_switch: ``KILL_SWITCH`` beside the state unless given.
+            kill_switch: ``KILL_SWITCH`` beside the state unless given; what halts all machines
+                that share the state counts as well.
             interval: seconds between two periodic saves.
             strategies: see `statestore.runtime.strategies`.
             config: what the bot runs with (``data_provider``, ``broker``, ``strategy``, ``pairs``
@@ -121,7 +122,7 @@ class TradingSession:
         if not interval > 0:
             raise UsageError(f"interval is {interval!r}; it has to be a number of seconds above 0")
         self.store = store
-        self.kill_switch = kill_switch or KillSwitch(store.path.with_name("KILL_SWITCH"))
+        self.kill_switch = store.kill_switch(kill_switch)
         self.mode: Mode = mode
         self._interval = interval
         self._config = None if config is None else sections.configuration(config)
@@ -133,9 +134,7 @@ class TradingSession:
         self._strategies = Strategies(strategies, store.path)
         self._manager = ServiceManager(*service_manager())
         # Reads without being taken for the writer who saw what it reads.
-        self._onlooker = StateStore(
-            store.path, backup_dir=store.backups.directory, on_mismatch=store.on_mismatch
-        )
+        self._onlooker = store.onlooker()
 
         self._lock = threading.RLock()
         self._state: State | None = None
@@ -159,7 +158,7 @@ class TradingSession:
         self._last_save: dict[str, Any] | None = None
         self._last_error: dict[str, Any] | None = None
         self._reload_error: str | None = None
-        self._restored_from: Path | None = None
+        self._restored_from: Place | None = None
 
     # What the bot looks at
 
@@ -181,8 +180,8 @@ class TradingSession:
 
     @property
     def may_trade(self) -> bool:
-        """Running, and the kill switch surely released at this moment."""
-        return self.running and not self.kill_switch.engaged()
+        """Running, the lease held, and the kill switch surely released at this moment."""
+        return self.running and not self._lease_lost() and not self.kill_switch.engaged()
 
     @property
     def stopped_by(self) -> str | None:
@@ -203,20 +202,26 @@ class TradingSession:
         """Return how the session is; plain values, for a health check or a metric.
 
         ``restored_from`` is the fallback that was read in place of the state file, if one was;
-        ``ok`` is False while a save is owed, the state on disk cannot be taken over, or a
-        strategy is not saved. ``saves`` counts those that were asked for and are done, by kind.
+        ``ok`` is False while a save is owed, the state on disk cannot be taken over, a strategy is
+        not saved, or the lease is lost (of a state in a database, with its connection).
+        ``saves`` counts those that were asked for and are done, by kind.
         """
         with self._lock:
             meta = self._state.meta if self._state is not None else None
             held = self._state.get("positions") if self._state is not None else None
             return {
-                "ok": not (self._owed or self._reload_error or self._strategies.errors),
+                "ok": not (
+                    self._owed
+                    or self._reload_error
+                    or self._strategies.errors
+                    or self._lease_lost()
+                ),
                 "running": self.running,
                 "mode": self.mode,
                 "started_at": self._started_at,
                 "stopped_by": self.stopped_by,
                 "kill_switch": self.kill_switch.status(),
-                "lease": self._lease is not None,
+                "lease": self._lease is not None and self._lease.held,
                 "revision": meta.revision if meta else None,
                 "restored_from": str(self._restored_from) if self._restored_from else None,
                 "positions": len(held) if isinstance(held, Mapping) else None,
@@ -320,7 +325,7 @@ class TradingSession:
             if due is not None and self.mode != "DRY_RUN":
                 self._attempt(*due)
             self._tell_manager("WATCHDOG=1")
-            return self.running and not halted
+            return self.running and not halted and not self._lease_lost()
 
     # Saving
 
@@ -401,7 +406,7 @@ class TradingSession:
         if due is not None:
             await self._asave(*due)
         self._tell_manager("WATCHDOG=1")
-        return self.running and not halted
+        return self.running and not halted and not self._lease_lost()
 
     async def aon_trade(self, detail: str = "") -> bool:
         """`on_trade` for asyncio. What happens to the state after the call is not in this save."""
@@ -551,8 +556,9 @@ class TradingSession:
             self._flag.busy = None
             self._done += save.counts
             size = None
-            with suppress(OSError):
-                size = self.store.path.stat().st_size
+            if isinstance(self.store.path, Path):
+                with suppress(OSError):
+                    size = self.store.path.stat().st_size
             self._last_save = {
                 "at": times.format_instant(times.now()),
                 "revision": meta.revision,
@@ -655,6 +661,10 @@ class TradingSession:
             )
         elif any(self.state[name] for name in self.state if name not in ("session", "config")):
             logger.info("Previous trading state successfully restored")
+
+    def _lease_lost(self) -> bool:
+        """Return whether a lease that was taken is not held: another bot may be at work."""
+        return self._lease is not None and not self._lease.held
 
     def _look_at_kill_switch(self) -> bool:
         halted = self.kill_switch.engaged()

@@ -21,12 +21,11 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from statestore.amounts import json_type
 from statestore.disk import codec
-from statestore.errors import UsageError
+from statestore.errors import Place, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Strategies:
         untold: names of those that did not take their state.
     """
 
-    def __init__(self, strategies: Iterable[object], path: Path) -> None:
+    def __init__(self, strategies: Iterable[object], path: Place) -> None:
         """Raises: UsageError, where two have one name."""
         self._path = path
         self._by_name: dict[str, object] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from statestore.disk.killswitch import KillSwitch
-from statestore.disk.store import StateStore
+from statestore.disk.store import FileStore, StateStore
 from tests.cli.conftest import Ran, Run
 from tests.cli.test_rebuild_apply import ROWS, STATE, WINDOW, sections, snapshot
 
@@ -155,13 +155,13 @@ def test_an_undo_needs_the_kill_switch(
 def test_a_bot_that_saves_while_the_undo_is_at_work_is_not_overwritten(
     statestore: Run, state: Path, rebuilt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    restore = StateStore.restore
+    restore = FileStore.restore
 
     def meanwhile(self: StateStore, *args: Any, **kwargs: Any) -> Any:
         bot_saves(state, trades_today=14)
         return restore(self, *args, **kwargs)
 
-    monkeypatch.setattr(StateStore, "restore", meanwhile)
+    monkeypatch.setattr(FileStore, "restore", meanwhile)
     ran = statestore("undo", "--state", state)
 
     refused(ran, 9, "revision 2")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from statestore import StateStore, TradingSession, UnifiedStateManager
+from statestore.backends.database import Database
 from statestore.backends.influx import Influx
 from statestore.backends.mirror import Mirror
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, LeaseHeld
-from tests.servers import free_port
+from tests.servers import free_port, running_postgres
 
 LONG = {"direction": "long", "quantity": 0.1, "entry_price": 50000, "entry_time": "2025-07-20"}
 
@@ -319,3 +320,60 @@ def test_reading_a_state_costs_no_client(tmp_path: Path):
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert ran.stdout.strip() == "[]", ran.stderr
+
+
+# The facade in PostgreSQL
+
+
+@pytest.fixture
+def in_postgres(postgres, database, state_file, tmp_path, monkeypatch):
+    """Make facades whose state is in a database of the shared server."""
+    monkeypatch.setenv("STATE_FILE", str(state_file))
+    monkeypatch.setenv("TRADING_STATE_DB_TYPE", "postgres")
+
+    def in_postgres(url=f"{postgres.url}?schema={database.schema}", **options):
+        monkeypatch.setenv("TRADING_STATE_POSTGRES_URL", url)
+        made.append(UnifiedStateManager(fallback_dir=tmp_path, **options))
+        return made[-1]
+
+    made = []
+    yield in_postgres
+    for one in made:
+        one.store.close()
+
+
+def test_with_postgres_the_state_is_in_the_database(in_postgres):
+    one = in_postgres()
+    one.save_position("BTC-USD", LONG)
+    one.close_position("BTC-USD")
+    one.save_position("ETH-USD", LONG)
+
+    assert [p["key"] for p in in_postgres().get_all_positions()] == ["ETH-USD"]
+    status = one.get_system_status()
+    assert (status["backend"], status["degraded"], status["healthy"]) == ("postgres", None, True)
+
+
+def test_with_postgres_away_the_file_has_the_state_and_it_is_degraded(
+    in_postgres, state_file, caplog
+):
+    with running_postgres() as server:
+        url = server.url.replace("bot@", "bot:s3cret@")
+        database = Database(url)
+        database.upgrade()
+        database.close()
+        one, strict = in_postgres(url), in_postgres(url, file_fallback=False)
+        one.save_position("BTC-USD", LONG)
+        server.kill()
+        one.save_position("ETH-USD", LONG)
+
+        assert sorted(StateStore(state_file).load()["positions"]) == ["BTC-USD", "ETH-USD"]
+        assert str(state_file) in one.degraded
+        assert not one.get_system_status()["healthy"]
+        assert "s3cret" not in f"{one.get_system_status()} {caplog.text}"
+        with pytest.raises(BackendUnavailable):
+            strict.get_all_positions()
+
+
+def test_postgres_without_an_address_says_what_to_set(in_postgres):
+    with pytest.raises(ConfigError, match="TRADING_STATE_POSTGRES_URL"):
+        in_postgres("")

@@ -1,0 +1,272 @@
+"""The file beside a database: where saves go while the database is away.
+
+In good days it is a copy of the present revision, written after the database has it. While the
+database is away it goes on from there, revision by revision, and ``NAME.pending`` says from which
+revision of the database, and which save was on its way there when the connection broke. What is to
+be done when the database is back follows from these three, and nothing is ever merged:
+
+=====================  =============================  ==========================================
+the database is at     the file                       then
+=====================  =============================  ==========================================
+where it left off      has moved                      the file's state is put into the database
+the file's revision    -                              nothing: it got there
+elsewhere              has not moved, or its          the file is moved aside, to
+                       revision is in the history     ``NAME.dropped-<time>``
+elsewhere              has moved                      `StateForked`; an operator chooses
+=====================  =============================  ==========================================
+
+A file that was there before, and that the database has never heard of, is never written over: it is
+moved aside, or, if the database has no state at all, it is for the operator to say what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from statestore import times
+from statestore.backends.revisions import Pointer, Present
+from statestore.disk import codec, durable
+from statestore.disk.backups import read_valid
+from statestore.disk.locks import WriterLock
+from statestore.errors import StateCorrupt, StateError, StateForked
+
+logger = logging.getLogger(__name__)
+
+Verdict = Literal["nothing", "push", "drop", "forked"]
+
+# Says whether the database has, or had, this revision.
+Knows = Callable[[Pointer], bool]
+
+_MAX_PENDING_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What ``NAME.pending`` says.
+
+    Attributes:
+        base: the revision of the database the file went on from; None if it had no state.
+        sent: saves that were on their way to the database when the connection broke.
+        since, why: when the first save went to the file, and for what reason.
+    """
+
+    base: Pointer | None
+    sent: tuple[Pointer, ...]
+    since: str
+    why: str
+
+    def to_json(self) -> bytes:
+        body = {
+            "base": _plain(self.base),
+            "sent": [_plain(pointer) for pointer in self.sent],
+            "since": self.since,
+            "why": self.why,
+        }
+        return json.dumps(body, indent=2).encode() + b"\n"
+
+
+class Fallback:
+    """One file, with ``.pending``, ``.bak`` and ``.lock`` beside it.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, address: str, lock_timeout: float) -> None:
+        self.path = path
+        self.pending_path = Path(f"{path}.pending")
+        self.backup_path = Path(f"{path}.bak")
+        self._address = address
+        self._timeout = lock_timeout
+        self._lock = WriterLock(path, Path(f"{path}.lock"))
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there is something to reconcile."""
+        return os.path.lexists(self.pending_path)
+
+    def pending(self) -> Pending | None:
+        """Return what is to be reconciled; None if nothing is.
+
+        Raises:
+            StateCorrupt: something is, but what does not read.
+            StateError: it may not be read.
+        """
+        try:
+            data, _ = durable.read_file(self.pending_path, _MAX_PENDING_BYTES)
+            body = json.loads(data)
+            return Pending(
+                _pointer(body["base"]),
+                tuple(Pointer(p["revision"], p["sha256"]) for p in body["sent"]),
+                body["since"],
+                body["why"],
+            )
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(
+                self.pending_path, f"cannot read {self.pending_path}: {error.strerror}"
+            ) from error
+        except (ValueError, KeyError, TypeError, durable.NotAFile, durable.TooLarge) as error:
+            raise StateCorrupt(
+                self.pending_path,
+                f"{self.pending_path} does not read ({error!r:.80}), so it is not known what of "
+                f"{self.path} the database has; compare them, then `statestore db reconcile "
+                "--take file` or `--take database`",
+            ) from error
+
+    def present(self, why: str = "") -> Present | None:
+        """Return the state in the file, or in its ``.bak``; None if there is none that reads.
+
+        A file without a right sum was not written by us, and is none.
+        """
+        for path in (self.path, self.backup_path):
+            valid = read_valid(path, lambda _path, _why: None)
+            if valid is not None and valid[1].trust is codec.Trust.SEALED:
+                data, document = valid
+                pointer = Pointer(document.revision, document.identity)
+                return Present(pointer, data, path, why or None)
+        return None
+
+    def verdict(self, database: Pointer | None, knows: Knows) -> Verdict:
+        """Return what is to be done, by the table above."""
+        pending, file = self.pending(), self.present()
+        here = file.pointer if file else None
+        if here == database:
+            return "nothing"
+        if pending is None:
+            if here is None or (database is not None and knows(here)):
+                return "nothing"  # a copy that is behind
+            return "drop" if database is not None else "forked"
+        if here is None or here == pending.base:
+            return "drop"
+        if database == pending.base or database in pending.sent:
+            return "push"
+        return "drop" if knows(here) else "forked"
+
+    def take(
+        self, former: Pointer | None, to: Pointer, data: bytes, why: str, *, uncertain: bool
+    ) -> bool:
+        """Save a revision here, in place of the database; False if `former` is not the present.
+
+        Args:
+            uncertain: it was on its way to the database, and may be there.
+
+        Raises:
+            SaveFailed: it could not be saved here either.
+        """
+
+        def act() -> bool:
+            pending, file = self.pending(), self.present()
+            here = file.pointer if file else None
+            if pending is None:
+                if here not in (None, former):
+                    self._move_aside("the database was ahead of it")
+                pending = Pending(former, (), times.format_instant(times.now()), why)
+            elif here != former and not (here is None and former == pending.base):
+                return False
+            if uncertain:
+                pending = Pending(pending.base, (*pending.sent, to), pending.since, pending.why)
+            # First, so that there is never a state here of which nobody knows where it came from.
+            durable.replace_file(self.pending_path, pending.to_json())
+            self._write(data)
+            return True
+
+        done = self._lock.exclusively(act, self._timeout)
+        if done:
+            logger.error(
+                "state saved in the file only: the database is away",
+                extra={"path": str(self.path), "revision": to.revision, "why": why},
+            )
+        return done
+
+    def copy(self, to: Pointer, data: bytes, knows: Knows) -> None:
+        """Keep a copy of what the database has; what was here goes, or is moved aside.
+
+        That no copy could be made is logged: the database has the state.
+        """
+
+        def act() -> None:
+            file = self.present()
+            if file is not None and file.pointer == to:
+                return
+            if self.path.exists() and (file is None or not knows(file.pointer)):
+                self._move_aside("the database does not know it")
+            self._write(data)
+
+        try:
+            self._lock.exclusively(act, self._timeout)
+        except StateError as error:
+            logger.warning(
+                "no copy of the state beside the database",
+                extra={"path": str(self.path), "why": str(error)},
+            )
+
+    def done(self) -> None:
+        """Note that there is nothing to reconcile any more."""
+        self.pending_path.unlink(missing_ok=True)
+        durable.flush_folder(self.pending_path)
+
+    def drop(self, why: str) -> Path | None:
+        """Move the file aside, and note that there is nothing to reconcile; return where it is."""
+        aside = self._lock.exclusively(lambda: self._move_aside(why), self._timeout)
+        self.done()
+        return aside
+
+    def forked(self, database: Pointer | None) -> StateForked:
+        file = self.present()
+        here = f"revision {file.pointer.revision}" if file else "nothing that reads"
+        there = f"revision {database.revision}" if database else "no state"
+        pending = self.pending()
+        since = f", saved there since {pending.since}" if pending else ""
+        return StateForked(
+            self.path,
+            f"there are two states: {self.path} has {here}{since}, {self._address} has {there}, "
+            "and neither follows from the other. Nothing is merged: look at both (`statestore diff "
+            f"state {self.path}`), then `statestore db reconcile --take file` or `--take "
+            "database`; the other one is kept",
+        )
+
+    def _write(self, data: bytes) -> None:
+        durable.make_directory(self.path.parent)
+        keep: Path | None = None
+        if self.path.exists():
+            reads = read_valid(self.path, lambda _path, _why: None) is not None
+            keep = self.backup_path if reads else durable.quarantine_path(self.path)
+        durable.replace_file(self.path, data, keep_previous=keep)
+
+    def _move_aside(self, why: str) -> Path | None:
+        if not self.path.exists():
+            return None
+        stamp = durable.file_stamp(times.now())
+        aside = Path(f"{self.path}.dropped-{stamp}")
+        self.path.rename(aside)
+        if self.backup_path.exists():  # or the next one who looks takes it for the state
+            self.backup_path.rename(f"{aside}.bak")
+        durable.flush_folder(self.path)
+        logger.warning(
+            "file beside the database moved aside",
+            extra={"path": str(self.path), "aside": str(aside), "why": why},
+        )
+        return aside
+
+
+def _plain(pointer: Pointer | None) -> dict[str, object] | None:
+    if pointer is None:
+        return None
+    return {"revision": pointer.revision, "sha256": pointer.sha256}
+
+
+def _pointer(value: dict[str, object] | None) -> Pointer | None:
+    if value is None:
+        return None
+    revision, sha256 = value["revision"], value["sha256"]
+    if type(revision) is not int or not isinstance(sha256, str):
+        raise ValueError("no revision")
+    return Pointer(revision, sha256)

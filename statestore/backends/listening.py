@@ -1,0 +1,114 @@
+"""What the database says of a state while nobody asks: LISTEN on a connection of its own.
+
+A thread keeps in memory which revision is the present one, told by a notification, and asked for
+every few seconds besides: a notification that a pooler or a broken network swallowed is late then,
+not lost. While the connection is down nothing is known, and `Listener.heard` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from statestore.backends.revisions import Pointer
+from statestore.errors import BackendError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from statestore.backends.database import Database
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_SECONDS = 5.0
+_AGAIN_AFTER_SECONDS = 1.0
+
+
+class Listener:
+    """Listens from `start` to `close`."""
+
+    def __init__(self, database: Database, channel: str, look: bytes, state: str) -> None:
+        """Remember what to listen to.
+
+        Args:
+            look: a statement that gives revision and checksum of the present one, if there is one.
+        """
+        self._database = database
+        self._channel = channel
+        self._look = look
+        self._state = state
+        self._known: tuple[float, Pointer | None] | None = None
+        self._news = threading.Condition()
+        self._awake, self._alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="statestore listener", daemon=True)
+        self._thread.start()
+
+    def heard(self) -> tuple[Pointer | None] | None:
+        """Return which revision is the present one, in a tuple; None where that is not known."""
+        known = self._known
+        if known is None or time.monotonic() - known[0] > 3 * _LOOK_EVERY_SECONDS:
+            return None
+        return (known[1],)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something is heard, so long at most."""
+        with self._news:
+            self._news.wait(seconds)
+
+    def close(self) -> None:
+        self._stop.set()
+        with suppress(OSError):
+            os.write(self._alarm, b"x")
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10)
+        for descriptor in (self._awake, self._alarm):
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._database.dedicated() as connection:
+                    connection.execute(f'LISTEN "{self._channel}"'.encode())
+                    self._listen(connection)
+            except BackendError as error:
+                logger.info("not listening for changes of the state", extra={"why": str(error)})
+            except (OSError, ValueError):
+                return  # closed while at it
+            self._known = None
+            if not self._stop.is_set():
+                select.select([self._awake], [], [], _AGAIN_AFTER_SECONDS)
+
+    def _listen(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        while not self._stop.is_set():
+            row = connection.execute(self._look, {"name": self._state}).fetchone()
+            self._tell(Pointer(*row) if row else None)
+            until = time.monotonic() + _LOOK_EVERY_SECONDS
+            while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+                ready, _, _ = select.select([connection.fileno(), self._awake], [], [], left)
+                if connection.fileno() in ready:
+                    said = None
+                    for note in connection.notifies(timeout=0):
+                        said = note.payload
+                    if said is None:
+                        break  # not a notification: the next question finds out what it was
+                    self._tell(_pointer(said))
+
+    def _tell(self, pointer: Pointer | None) -> None:
+        with self._news:
+            self._known = time.monotonic(), pointer
+            self._news.notify_all()
+
+
+def _pointer(payload: str) -> Pointer:
+    revision, _, sha256 = payload.partition(" ")
+    return Pointer(int(revision), sha256)

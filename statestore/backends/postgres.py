@@ -1,0 +1,739 @@
+"""A state in PostgreSQL, for several machines that share one truth: ``StateStore("postgresql://...")``.
+
+What `StateStore` promises, and besides, on a server with ``fsync = on``:
+
+* a save compares the revision and swaps it in one statement, whoever saves at the same time on
+  whichever machine; what it acknowledges is flushed by the server (``synchronous_commit`` is on for
+  it, whatever the setting);
+* a save whose connection broke is looked up on a new connection and made again if it did not get
+  there: the same bytes under the same revision, so it is there once or not at all. It is
+  acknowledged only if it is there; where the database stays away for too long, the error says that
+  nobody knows (`SaveUncertain`);
+* `changed` is a look at what a thread was told by LISTEN, and a question where it was told nothing;
+* with ``file_fallback``, a database that is away is replaced by a file, and reconciled with it when
+  it is back (`statestore.backends.fallback`).
+
+What is not: a standby that was promoted before it had received a commit has lost it, unless it is
+synchronous (``synchronous_standby_names``); behind a pooler in transaction mode there is no lease
+and no notification; a server that hangs with its kernel alive is waited for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from statestore.backends.database import Database
+from statestore.backends.fallback import Fallback
+from statestore.backends.halting import SharedKillSwitch
+from statestore.backends.leases import BEAT_SECONDS, DatabaseLease, holder
+from statestore.backends.line import Line
+from statestore.backends.listening import Listener
+from statestore.backends.revisions import Judged, Pointer, Present, RevisionStore
+from statestore.config import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
+from statestore.disk import codec
+from statestore.disk.contract import BeforeCommit, StateMeta
+from statestore.disk.killswitch import KillSwitch
+from statestore.disk.locks import Lease
+from statestore.disk.reading import OnMismatch
+from statestore.errors import (
+    BackendError,
+    BackendUnavailable,
+    SaveUncertain,
+    StateForked,
+    StateLocked,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FAILOVER_SECONDS = 30.0
+_FAILOVER_WITH_FILE_SECONDS = 5.0
+_AWAY_FOR_SECONDS = 5.0  # so long nobody asks again, where there is a file to go to
+
+_PRESENT = """
+SELECT s.revision, s.sha256, r.document FROM {schema}.states s
+LEFT JOIN {schema}.revisions r ON r.name = s.name AND r.revision = s.revision
+WHERE s.name = %(name)s AND s.revision IS NOT NULL
+"""
+_POINTER = """
+SELECT revision, sha256 FROM {schema}.states WHERE name = %(name)s AND revision IS NOT NULL
+"""
+_SUM = "SELECT sha256 FROM {schema}.revisions WHERE name = %(name)s AND revision = %(revision)s"
+_DOCUMENT = (
+    "SELECT document FROM {schema}.revisions WHERE name = %(name)s AND revision = %(revision)s"
+)
+_DOCUMENTS = """
+SELECT revision, document FROM {schema}.revisions WHERE name = %(name)s ORDER BY revision DESC
+"""
+_UPDATE = """
+    UPDATE {schema}.states SET revision = %(revision)s, sha256 = %(sha256)s
+    WHERE name = %(name)s AND revision = %(former_revision)s AND sha256 = %(former_sha256)s
+    RETURNING name
+"""
+_INSERT = """
+    INSERT INTO {schema}.states AS s (name, revision, sha256)
+    VALUES (%(name)s, %(revision)s, %(sha256)s)
+    ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, sha256 = excluded.sha256
+    WHERE s.revision IS NULL
+    RETURNING name
+"""
+# One statement: all of it or nothing. A row comes back if it was done. `set_config` counts for the
+# transaction, which ends with the statement; what is stricter than "on" is left alone.
+_SWAP = """
+WITH swapped AS (%s), added AS (
+    INSERT INTO {schema}.revisions (name, revision, sha256, document)
+    SELECT name, %%(revision)s, %%(sha256)s, %%(document)s FROM swapped
+), dropped AS (
+    DELETE FROM {schema}.revisions
+    WHERE name IN (SELECT name FROM swapped) AND revision < (
+        SELECT revision FROM {schema}.revisions WHERE name = %%(name)s
+        ORDER BY revision DESC OFFSET %%(behind)s LIMIT 1
+    )
+)
+SELECT pg_notify(%%(channel)s, %%(payload)s),
+    CASE current_setting('synchronous_commit')
+        WHEN 'off' THEN set_config('synchronous_commit', 'on', true)
+    END
+FROM swapped
+"""
+_LOCK = (
+    "INSERT INTO {schema}.states (name) VALUES (%(name)s) ON CONFLICT DO NOTHING",
+    "SELECT 1 FROM {schema}.states WHERE name = %(name)s FOR UPDATE",
+)
+_LOOK = """
+SELECT reason, engaged_by, at FROM {schema}.kill_switches WHERE name = %(name)s
+"""
+_PUT = """
+INSERT INTO {schema}.kill_switches (name, reason, engaged_by) VALUES (%(name)s, %(reason)s, %(by)s)
+ON CONFLICT DO NOTHING RETURNING name
+"""
+_TAKE_AWAY = "DELETE FROM {schema}.kill_switches WHERE name = %(name)s RETURNING name"
+_SERVER = """
+SELECT current_setting('server_version'), pg_is_in_recovery(), (
+    SELECT jsonb_object_agg(name, setting) FROM pg_settings WHERE name IN (
+        'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names')
+), (SELECT count(*) FROM pg_stat_replication)
+"""
+_STATES = """
+SELECT s.name, s.revision, count(r.revision) FROM {schema}.states s
+LEFT JOIN {schema}.revisions r ON r.name = s.name GROUP BY s.name ORDER BY s.name
+"""
+
+
+class PostgresStore(RevisionStore):
+    """A state in PostgreSQL; see `StateStore`, and above.
+
+    Attributes:
+        state: the name of the state; a database holds any number of them.
+        database: where, and in which schema.
+    """
+
+    def __init__(
+        self,
+        path: str | StateUrl,
+        *,
+        schema: str | None = None,
+        state: str | None = None,
+        file_fallback: str | os.PathLike[str] | None = None,
+        backup_dir: str | os.PathLike[str] | None = None,
+        lock_timeout: float = 10.0,
+        on_mismatch: OnMismatch = "refuse",
+        keep_revisions: int = 100,
+        connect_timeout: float = 5.0,
+        failover_seconds: float | None = None,
+        beat_seconds: float = BEAT_SECONDS,
+        durability: str = "full",
+    ) -> None:
+        """Remember where the state is; nothing is connected yet.
+
+        Args:
+            path: ``postgresql://user@host/database``, as libpq reads it, with ``?schema=``,
+                ``state=`` and ``file_fallback=`` in place of the arguments of these names.
+            schema: our schema in that database, ``statestore`` unless given.
+            state: which state of several, ``default`` unless given.
+            file_fallback: where to save while the database is away.
+            backup_dir: ``data/state_backups`` unless given.
+            keep_revisions: how many stay in the database.
+            connect_timeout: seconds to wait for a connection.
+            failover_seconds: how long to find out what became of a save whose connection broke; 30
+                unless given, 5 where there is a file to go to.
+            beat_seconds: how often the holder of the lease says that it is alive.
+            durability: ``full``; there is no other here.
+
+        Raises:
+            UsageError: an option means nothing.
+            ConfigError: the URL is not understood, or psycopg is not installed.
+        """
+        if durability != "full":
+            raise UsageError(
+                f"durability is {durability!r}, and a database saves in full; leave it out"
+            )
+        given = path if isinstance(path, StateUrl) else StateUrl(path)
+        file = None if file_fallback is None else os.fspath(file_fallback)
+        url = given.having(schema=schema, state=state, file_fallback=file)
+        ours = url.parameters
+        self.state = ours.get("state") or DEFAULT_STATE
+        self._begin(url, backup_dir, lock_timeout, on_mismatch, keep_revisions)
+        self._url = url
+        self._options: dict[str, Any] = {
+            "lock_timeout": lock_timeout,
+            "keep_revisions": keep_revisions,
+            "connect_timeout": connect_timeout,
+            "failover_seconds": failover_seconds,
+            "beat_seconds": beat_seconds,
+        }
+        self.database = Database(
+            url.without_parameters,
+            schema=ours.get("schema") or DEFAULT_SCHEMA,
+            timeout=connect_timeout,
+        )
+        self._fallback: Fallback | None = None
+        if ours.get("file_fallback"):
+            file_path = Path(os.path.realpath(ours["file_fallback"]))
+            self._fallback = Fallback(file_path, self.path, lock_timeout)
+        patience = FAILOVER_SECONDS if self._fallback is None else _FAILOVER_WITH_FILE_SECONDS
+        self._failover = patience if failover_seconds is None else failover_seconds
+        self._beat_seconds = beat_seconds
+        self._reading = Line(self.database, lock_timeout)
+        self._writing = Line(self.database, lock_timeout)
+        name = hashlib.sha256(f"{self.database.schema}/{self.state}".encode()).hexdigest()
+        self._channel = f"statestore_{name[:32]}"
+        self._texts: dict[str, bytes] = {}
+        self._away_until = 0.0
+        # The thread whose transaction holds the state, and the connection that it is on.
+        self._inside: tuple[int, psycopg.Connection[tuple[Any, ...]]] | None = None
+        self._ears = _Ears()
+        lines = (self._reading, self._writing)
+        self._end = weakref.finalize(self, _close, self._ears, lines)
+
+    def changed(self) -> bool:
+        seen = self._seen
+        if seen is None:
+            return True
+        heard = self._ears.listener(self._new_listener).heard()
+        if heard is not None and (self._fallback is None or not self._fallback.is_pending):
+            now = heard[0]
+            if now == seen.pointer:
+                return False
+            # It may be older than what this store has saved since: then it is asked for.
+            if now is not None and seen.pointer and now.revision > seen.pointer.revision:
+                return True
+        try:
+            return self._pointer() != seen.pointer
+        except (BackendError, StateForked):
+            return True
+
+    def onlooker(self, *, on_mismatch: OnMismatch | None = None) -> PostgresStore:
+        return PostgresStore(
+            self._url,
+            backup_dir=self.backups.directory,
+            on_mismatch=on_mismatch or self.on_mismatch,
+            **self._options,
+        )
+
+    def lease(self) -> Lease:
+        self._ask_guard()
+        lease = DatabaseLease(self.database, self.state, self.path, self._beat_seconds)
+        lease.start(patient=self._fallback is not None)
+        return lease
+
+    def lease_holder(self) -> dict[str, Any] | None:
+        try:
+            with self._reading.taken() as connection, self.database.explaining():
+                return holder(self.database, connection, self.state)
+        except BackendUnavailable:
+            if self._fallback is None:
+                raise
+            return None  # whoever held it has lost it
+
+    def kill_switch(self, local: KillSwitch | Path | None = None) -> KillSwitch:
+        return SharedKillSwitch(super().kill_switch(local), _Row(self._rows), self.path)
+
+    def close(self) -> None:
+        self._ears.close()
+        self._reading.close()
+        self._writing.close()
+        self.database.close()
+
+    # For an operator
+
+    def server(self) -> dict[str, Any]:
+        """Return what matters of the server: plain values, and ``warnings`` of what it may lose."""
+        ((version, standby, settings, standbys),) = self._rows(_SERVER)
+        warnings = []
+        if settings["fsync"] != "on":
+            warnings.append("fsync is off: a crash of the machine loses or tears what was saved")
+        if settings["full_page_writes"] != "on":
+            warnings.append(
+                "full_page_writes is off: a crash of the machine may tear what is saved"
+            )
+        if standby:
+            warnings.append("this is a standby: it only reads")
+        if standbys and not settings["synchronous_standby_names"]:
+            warnings.append(
+                "standbys are asynchronous: one that is promoted may lack the last saves "
+                "(synchronous_standby_names)"
+            )
+        return {"version": version, "standby": standby, **settings, "warnings": warnings}
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return every state in this schema: name, present revision, and how many are kept."""
+        return [
+            {"state": name, "revision": revision, "revisions": count}
+            for name, revision, count in self._rows(_STATES)
+        ]
+
+    # Reconciling with the file
+
+    def reconcile(self, take: str | None = None) -> dict[str, Any]:
+        """Put right what the file beside the database and the database do not agree on.
+
+        Args:
+            take: ``file`` or ``database``, whatever the other one has; without it only what is
+                sure: one of them has not moved.
+
+        Returns:
+            ``done``: nothing, push, drop or take; ``revision`` of the database after it;
+            ``aside``: where the file is now, if it was moved aside.
+
+        Raises:
+            UsageError: there is no file_fallback, or `take` is neither.
+            StateForked: both have moved, and `take` does not say which.
+            BackendUnavailable: the database is away.
+        """
+        fallback = self._fallback
+        if fallback is None:
+            raise UsageError(f"{self.path} has no file_fallback, so there is nothing to reconcile")
+        if take not in (None, "file", "database"):
+            raise UsageError(f"take is {take!r}; it is file or database")
+        self._away_until = 0.0
+        with self._alone():
+            if take is None:
+                done, aside = self._settled(fallback)
+            elif take == "file":
+                done, aside = "take", None
+                self._take_file(fallback)
+            else:
+                done, aside = "take", fallback.drop("the database's state was taken")
+                present = self._of_database()
+                if present is not None and present.data is not None:
+                    fallback.copy(present.pointer, present.data, self._knows)
+        pointer = self._pointer_of_database()
+        return {
+            "done": done,
+            "revision": pointer.revision if pointer else None,
+            "aside": None if aside is None else str(aside),
+        }
+
+    def fallback_status(self) -> dict[str, Any] | None:
+        """Return how the file beside the database stands; None without one. Asks the file only."""
+        fallback = self._fallback
+        if fallback is None:
+            return None
+        pending, file = fallback.pending(), fallback.present()
+        return {
+            "path": str(fallback.path),
+            "revision": file.pointer.revision if file else None,
+            "pending_since": pending.since if pending else None,
+            "base_revision": pending.base.revision if pending and pending.base else None,
+            "why": pending.why if pending else None,
+        }
+
+    def _take_file(self, fallback: Fallback) -> None:
+        file = fallback.present()
+        if file is None or file.data is None:
+            raise UsageError(f"{fallback.path} holds no state that reads; nothing was changed")
+        present = self._of_database()
+        found = Judged(None, self.path, pointer=present.pointer if present else None)
+        document = codec.parse(file.data)
+        fallback.done()  # what follows is a save like any other
+        self._write(found, document, "reconcile: take file", None, None, None)
+
+    def _settled(self, fallback: Fallback) -> tuple[str, Path | None]:
+        """Do what is to be done, by the table of `fallback`; return it.
+
+        Raises:
+            StateForked, BackendUnavailable.
+        """
+        while True:
+            database = self._pointer_of_database()
+            verdict = fallback.verdict(database, self._knows)
+            if verdict == "forked":
+                raise fallback.forked(database)
+            if verdict == "drop":
+                return verdict, fallback.drop("the database has another state")
+            if verdict == "nothing":
+                if fallback.pending() is not None:
+                    fallback.done()
+                return verdict, None
+            file = fallback.present()
+            assert file is not None
+            assert file.data is not None
+            if self._swap_in_database(database, file.pointer, file.data, None):
+                fallback.done()
+                logger.warning(
+                    "state saved in the file is in the database now",
+                    extra={"path": self.path, "revision": file.pointer.revision},
+                )
+                return verdict, None
+
+    # What a state of revisions is made of
+
+    def _file_name(self) -> str:
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.state)
+
+    def _present(self) -> Present | None:
+        fallback = self._fallback
+        if fallback is None:
+            return self._of_database()
+        try:
+            present = self._unless_away(self._of_database)
+            database = present.pointer if present else None
+            verdict = self._verdict(fallback, database)
+        except BackendUnavailable as error:
+            return self._of_file(fallback, error)
+        if verdict == "forked":
+            raise fallback.forked(database)
+        if verdict == "push":
+            file = fallback.present(f"is behind {fallback.path}, which was saved while it was away")
+            return file or present
+        return present
+
+    def _pointer(self) -> Pointer | None:
+        fallback = self._fallback
+        if fallback is None:
+            return self._pointer_of_database()
+        try:
+            database = self._unless_away(self._pointer_of_database)
+            verdict = self._verdict(fallback, database)
+        except BackendUnavailable as error:
+            file = self._of_file(fallback, error)
+            return file.pointer if file else None
+        if verdict == "forked":
+            raise fallback.forked(database)
+        file = fallback.present() if verdict == "push" else None
+        return file.pointer if file else database
+
+    def _document(self, revision: int) -> bytes | None:
+        rows = self._rows(_DOCUMENT, revision=revision)
+        return bytes(rows[0][0]) if rows else None
+
+    def _documents(self) -> list[tuple[int, bytes]]:
+        try:
+            return [(revision, bytes(data)) for revision, data in self._rows(_DOCUMENTS)]
+        except BackendUnavailable:
+            if self._fallback is None:
+                raise
+            return []
+
+    def _swap(
+        self, former: Pointer | None, to: Pointer, data: bytes, before_commit: BeforeCommit | None
+    ) -> bool:
+        fallback = self._fallback
+        if fallback is None:
+            return self._swap_in_database(former, to, data, before_commit)
+        asked = False
+
+        def ask() -> None:
+            nonlocal asked
+            if before_commit is not None:
+                before_commit()
+            asked = True
+
+        try:
+            if fallback.is_pending:
+                self._unless_away(lambda: self._settled(fallback))
+            done = self._unless_away(lambda: self._swap_in_database(former, to, data, ask))
+        except StateForked as fork:
+            if not asked:
+                ask()
+            fallback.take(former, to, data, str(fork), uncertain=False)
+            raise
+        except BackendUnavailable as error:
+            if not asked:
+                ask()
+            uncertain = isinstance(error, SaveUncertain)
+            return fallback.take(former, to, data, str(error), uncertain=uncertain)
+        if done:
+            fallback.copy(to, data, self._knows)
+        return done
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                line: psycopg.Connection[tuple[Any, ...]] | None = self._unless_away(
+                    lambda: stack.enter_context(self._writing.taken())
+                )
+            except BackendUnavailable:
+                if self._fallback is None:
+                    raise
+                line = None  # the file is swapped under a lock of its own
+            if line is None:
+                yield
+                return
+            with self._explaining():
+                line.execute("BEGIN")
+                for text in _LOCK:
+                    line.execute(self._text(text), {"name": self.state})
+            self._inside = threading.get_ident(), line
+            try:
+                yield
+            finally:
+                self._inside = None
+                if not (line.closed or line.broken):
+                    with self._explaining():
+                        line.execute("ROLLBACK")  # nothing, after a save: that has committed
+
+    # One save
+
+    def _commit(
+        self,
+        encoded: dict[str, codec.Section],
+        state: Mapping[str, Any],
+        reason: str,
+        expected_revision: int | None,
+        before_commit: BeforeCommit | None,
+    ) -> StateMeta:
+        fallback = self._fallback
+        if fallback is not None and fallback.is_pending:
+            # Here too, since unchanged content does not get as far as a swap. A fork is told there.
+            with suppress(BackendUnavailable, StateForked):
+                self._unless_away(lambda: self._settled(fallback))
+        return super()._commit(encoded, state, reason, expected_revision, before_commit)
+
+    def _swap_in_database(
+        self, former: Pointer | None, to: Pointer, data: bytes, before_commit: BeforeCommit | None
+    ) -> bool:
+        """Swap; where the connection breaks, find out what became of it, and do it again.
+
+        It cannot be done twice: the second one finds the revision that the first one left. Nor can
+        the first one be done after the second: it waits for the same row, and finds it changed.
+        """
+        import psycopg
+
+        parameters: dict[str, Any] = {
+            "name": self.state,
+            "revision": to.revision,
+            "sha256": to.sha256,
+            "document": data,
+            "behind": self.keep_revisions - 2,
+            "channel": self._channel,
+            "payload": f"{to.revision} {to.sha256}",
+        }
+        if former is not None:
+            parameters["former_revision"] = former.revision
+            parameters["former_sha256"] = former.sha256
+        text = self._text(_SWAP % (_INSERT if former is None else _UPDATE))
+        until = time.monotonic() + self._failover
+        pause = 0.02
+        sent = False
+        while True:
+            try:
+                with self._writing.taken() as connection:
+                    inside = self._inside == (threading.get_ident(), connection)
+                    if before_commit is not None:
+                        self._ask(before_commit, to, sent)
+                    try:
+                        row = connection.execute(text, parameters, binary=True).fetchone()
+                        if row is not None and inside:
+                            sent = True
+                            connection.execute("COMMIT")
+                    except psycopg.Error as error:
+                        failed: BackendError = self._told(error)
+                        again = error.sqlstate in ("40001", "40P01") and not inside
+                        if again and time.monotonic() < until:
+                            continue  # of two at once: nothing was done, and it is our turn now
+                        if not isinstance(failed, BackendUnavailable):
+                            raise failed from error
+                        refused = error.sqlstate == "25006"
+                        if refused:
+                            connection.close()  # another one may lead to the primary
+                        if inside:
+                            self._inside = None  # it went with its connection
+                        # Inside a transaction nothing is done before COMMIT.
+                        sent = sent or not (inside or refused)
+                        if not sent:
+                            raise failed from error
+                    else:
+                        return row is not None or (sent and self._is_ours(to))
+            except SaveUncertain:
+                raise
+            except BackendUnavailable as error:
+                if not sent:
+                    raise
+                failed = error
+            if time.monotonic() >= until:
+                raise SaveUncertain(
+                    f"nobody knows whether revision {to.revision} of {self.path} is saved: the "
+                    f"connection broke during the save, and for {self._failover:g} s the database "
+                    f"could not be asked ({failed}); load the state again before anything else"
+                ) from failed
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _ask(self, before_commit: BeforeCommit, to: Pointer, sent: bool) -> None:
+        """Ask once more before it is done again; a no comes too late to say what was done."""
+        try:
+            before_commit()
+        except Exception as error:
+            if not sent:
+                raise
+            raise SaveUncertain(
+                f"nobody knows whether revision {to.revision} of {self.path} is saved: the "
+                f"connection broke during the save, and it is not made again, since {error}"
+            ) from error
+
+    def _is_ours(self, to: Pointer) -> bool:
+        """Return whether the revision that stands in the way is the one that was sent."""
+        rows = self._rows(_SUM, revision=to.revision)
+        if rows:
+            return bool(rows[0][0] == to.sha256)
+        now = self._pointer_of_database()
+        if now is not None and now.revision > to.revision:
+            raise SaveUncertain(
+                f"nobody knows whether revision {to.revision} of {self.path} was saved: it is at "
+                f"revision {now.revision} now, and that one is no longer kept"
+            )
+        return False
+
+    # Asking
+
+    def _of_database(self) -> Present | None:
+        rows = self._rows(_PRESENT)
+        if not rows:
+            return None
+        revision, sha256, data = rows[0]
+        return Present(Pointer(revision, sha256), None if data is None else bytes(data))
+
+    def _pointer_of_database(self) -> Pointer | None:
+        rows = self._rows(_POINTER)
+        return Pointer(*rows[0]) if rows else None
+
+    def _knows(self, pointer: Pointer) -> bool:
+        rows = self._rows(_SUM, revision=pointer.revision)
+        return bool(rows and rows[0][0] == pointer.sha256)
+
+    def _verdict(self, fallback: Fallback, database: Pointer | None) -> str:
+        if database is not None and not fallback.is_pending:
+            return "nothing"  # what else is in the file does not matter to who reads
+        return fallback.verdict(database, self._knows)
+
+    def _of_file(self, fallback: Fallback, error: BackendUnavailable) -> Present | None:
+        """Return what the file has; the database's own error where that is nothing."""
+        present = fallback.present(f"is away ({error})")
+        if present is None:
+            raise error
+        return present
+
+    def _unless_away(self, ask: Callable[[], T]) -> T:
+        """Ask, unless the database was found away a moment ago: a bot must not wait each time."""
+        if time.monotonic() < self._away_until:
+            raise BackendUnavailable(
+                f"{self.path} was away a moment ago and is not asked again yet"
+            )
+        try:
+            return ask()
+        except BackendUnavailable:
+            self._away_until = time.monotonic() + _AWAY_FOR_SECONDS
+            raise
+
+    def _rows(self, text: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement that may be repeated."""
+        told = {"name": self.state, **parameters}
+        if self._inside is not None and self._inside[0] == threading.get_ident():
+            with self._explaining():
+                return self._inside[1].execute(self._text(text), told, binary=True).fetchall()
+        return self._reading.execute(self._text(text), told)
+
+    def _text(self, text: str) -> bytes:
+        """Return a statement with our schema in it, as it is sent."""
+        known = self._texts.get(text)
+        if known is None:
+            known = self._texts[text] = self.database.query(text).as_bytes(None)
+        return known
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        import psycopg
+
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self._told(error) from error
+
+    def _told(self, error: psycopg.Error) -> BackendError:
+        if error.sqlstate == "55P03":
+            raise StateLocked(
+                self.path,
+                f"{self.path} is held by another writer for longer than {self.lock_timeout:g} s; "
+                "nothing was changed: try again, or see what holds it (pg_stat_activity)",
+            ) from error
+        return self.database.explained(error)
+
+    def _new_listener(self) -> Listener:
+        return Listener(self.database, self._channel, self._text(_POINTER), self.state)
+
+
+class _Ears:
+    """The listener of a store, of this process: a fork leaves the thread behind."""
+
+    def __init__(self) -> None:
+        self._listener: Listener | None = None
+        self._pid = os.getpid()
+        self._turn = threading.Lock()
+
+    def listener(self, make: Callable[[], Listener]) -> Listener:
+        if self._listener is None or self._pid != os.getpid():
+            if self._pid != os.getpid():
+                self._turn, self._listener, self._pid = threading.Lock(), None, os.getpid()
+            with self._turn:
+                if self._listener is None:
+                    self._listener = make()
+                    self._listener.start()
+        return self._listener
+
+    def close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None and self._pid == os.getpid():
+            listener.close()
+
+
+class _Row:
+    """The kill switch in the database."""
+
+    def __init__(self, rows: Callable[..., list[tuple[Any, ...]]]) -> None:
+        self._rows = rows
+
+    def look(self) -> dict[str, Any] | None:
+        rows = self._rows(_LOOK)
+        if not rows:
+            return None
+        reason, by, at = rows[0]
+        return {"reason": reason, "by": by, "at": at.isoformat().replace("+00:00", "Z")}
+
+    def put(self, reason: str, by: str) -> bool:
+        return bool(self._rows(_PUT, reason=reason, by=by))
+
+    def take(self) -> bool:
+        return bool(self._rows(_TAKE_AWAY))
+
+
+def _close(ears: _Ears, lines: tuple[Line, ...]) -> None:
+    ears.close()
+    for line in lines:
+        line.close()
