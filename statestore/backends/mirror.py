@@ -146,13 +146,10 @@ class Held:
             found = codec.parse(data)
         except (codec.Damaged, codec.TooNew) as error:
             raise BackendError(f"{self._what()} {error}; restore from a backup") from error
-        if found.trust is not codec.Trust.SEALED:
-            raise BackendError(f"{self._what()} {found.why or found.trust.value}")
+        # An identity is the sum only where that is right.
         if (found.revision, found.identity) != (self.revision, self.sha256):
-            raise BackendError(
-                f"{self._what()} holds the document of revision {found.revision} "
-                f"(sha256 {found.identity[:12]}, {self.sha256[:12]} is expected)"
-            )
+            why = found.why or f"holds a document of revision {found.revision} with another sum"
+            raise BackendError(f"{self._what()} {why}; restore from a backup")
         return data
 
     def _what(self) -> str:
@@ -222,7 +219,7 @@ class Mirror:
             return
         try:
             document = document_of(store)
-        except StateStoreError as error:
+        except (StateStoreError, OSError) as error:
             self._note(f"{error}; the next save is mirrored")
             return
         self.record(document)

@@ -228,7 +228,7 @@ def test_a_good_document_under_another_revision_is_refused(
     held = database.newest(one.name)
 
     assert held is not None
-    with pytest.raises(BackendError, match="holds the document of revision 1"):
+    with pytest.raises(BackendError, match="holds a document of revision 1"):
         held.document()
 
 
