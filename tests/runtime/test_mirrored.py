@@ -129,10 +129,10 @@ def test_a_tick_brings_what_is_owed_when_the_mirror_returns(own_influx, state_st
         own_influx.start()
         mirror._not_before = 0  # the minute is over
         session.tick()
-        mirror.flush()
+        with mirror._changed:
+            assert mirror._changed.wait_for(lambda: mirror._worker is None, 60)
         assert session.health()["mirror"]["degraded"] is None
-
-    assert mirror.newest().document() == state_store.path.read_bytes()
+        assert mirror.newest().document() == state_store.path.read_bytes()
 
 
 def test_a_session_that_does_not_get_the_lease_restores_nothing(
@@ -299,6 +299,19 @@ def test_a_database_that_refuses_is_an_error_without_the_fallback(influx, manage
     with pytest.raises(BackendError, match="database not found"):
         manager(influx, file_fallback=False)
     assert "database not found" in manager(influx).degraded
+
+
+def test_without_the_fallback_a_damaged_mirror_is_no_first_start(
+    influx, manager, state_file, mirror_of
+):
+    StateStore(state_file).save({"note": "x" * 200_000})
+    mirror_of(influx).push(state_file.read_bytes())
+    influx.query(f"DROP SERIES FROM trading_states WHERE part = '1' AND state = '{state_file}'")
+    state_file.unlink()
+
+    with pytest.raises(BackendError, match="there is no 1"):
+        manager(influx, file_fallback=False)
+    assert "there is no 1" in manager(influx).degraded
 
 
 def test_without_the_client_it_is_said(manager, nowhere, monkeypatch):
