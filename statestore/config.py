@@ -28,19 +28,21 @@ none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD
 none               ``NOTIFY_SOCKET`` ...       set by systemd, see `service_manager`
 =================  ==========================  ======================================
 
-For `statestore.runtime.manager` only, by the names its document gives them:
+For `statestore.runtime.manager` and the mirror, by the names their document gives them:
 
 ========================================  ============================================
 environment                               default
 ========================================  ============================================
 ``TRADING_STATE_DB_TYPE``                 ``file``; also ``influxdb``, ``postgres``
 ``TRADING_STATE_INFLUXDB_URL``            ``http://localhost:8086``
-``TRADING_STATE_INFLUXDB_TOKEN``          none
+``TRADING_STATE_INFLUXDB_TOKEN``          none; ``user:password`` for 1.x
 ``TRADING_STATE_INFLUXDB_ORG``            ``quant-system``
 ``TRADING_STATE_INFLUXDB_BUCKET``         ``quant-data``
 ``TRADING_STATE_ENABLE_VALIDATION``       ``true``
 ``TRADING_STATE_ENABLE_FILE_FALLBACK``    ``true``
 ``TRADING_STATE_FALLBACK_DIR``            ``state_fallback``
+``TRADING_STATE_NAME``                    the state file's path; what a mirror calls it
+``TRADING_STATE_POSTGRES_URL``            ``STATE_FILE``, where that is one
 ========================================  ============================================
 
 ``statestore.toml`` is looked for in the working directory, then in the user's configuration folder;
@@ -247,6 +249,8 @@ class TradingStateSettings:
     enable_validation: bool = True
     enable_file_fallback: bool = True
     fallback_dir: Path = Path("state_fallback")
+    name: str | None = None
+    postgres_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

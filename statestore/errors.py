@@ -27,6 +27,7 @@
     |-- BackendError                a database refused, or answered with an error
     |   |-- BackendUnavailable      it cannot be reached, or the connection broke
     |   |   `-- SaveUncertain       it broke during a save, and nobody knows whether that is saved
+    |   |-- ContentRefused          it does not take what it was given, and would not next time
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
     |-- ReinsertRefused             a position is held, so it is not given up for a signal
@@ -207,6 +208,10 @@ class BackendUnavailable(BackendError):
     def __init__(self, message: str, *, uncertain: bool = False) -> None:
         super().__init__(message)
         self.uncertain = uncertain
+
+
+class ContentRefused(BackendError):
+    """The database refused what was to be written for what it is: trying again does not help."""
 
 
 class SaveUncertain(BackendUnavailable):

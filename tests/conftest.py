@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import PostgresServer, postgres_binaries, running_postgres
+from tests.servers import (
+    InfluxServer,
+    PostgresServer,
+    influx_program,
+    postgres_binaries,
+    running_influx,
+    running_postgres,
+)
 
 if TYPE_CHECKING:
     from statestore.backends.database import Database
@@ -42,3 +49,25 @@ def database(postgres: PostgresServer, schema_name: str) -> Iterator[Database]:
     database.upgrade()
     yield database
     database.close()
+
+
+def _require_influx() -> None:
+    pytest.importorskip("influxdb_client", reason="needs: pip install 'statestore[influx]'")
+    if influx_program() is None:
+        pytest.skip("InfluxDB is not installed (Debian: apt-get install influxdb)")
+
+
+@pytest.fixture(scope="session")
+def influx() -> Iterator[InfluxServer]:
+    """A running InfluxDB 1.x that all tests of this process share: do not stop this one."""
+    _require_influx()
+    with running_influx() as server:
+        yield server
+
+
+@pytest.fixture
+def own_influx() -> Iterator[InfluxServer]:
+    """A running InfluxDB 1.x of one's own, to be killed and started again."""
+    _require_influx()
+    with running_influx() as server:
+        yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
 import signal
@@ -10,9 +11,12 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 60  # seconds; for a machine that is busy
 
@@ -151,6 +155,110 @@ def running_postgres() -> Iterator[PostgresServer]:
         server = PostgresServer(cluster, binaries)
         server.start()
         try:
+            yield server
+        finally:
+            server.stop()
+
+
+class InfluxServer:
+    """An InfluxDB 1.x in a folder of its own; it may be killed and started again."""
+
+    database = "quant-data"
+
+    def __init__(self, folder: Path, program: str, *, users: bool = False) -> None:
+        self.port = free_port()
+        self._program = program
+        self._log = folder / "log"
+        self._config = folder / "influxdb.conf"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._config.write_text(
+            f"""
+            reporting-disabled = true
+            bind-address = "127.0.0.1:{free_port()}"
+            [meta]
+              dir = "{folder}/meta"
+            [data]
+              dir = "{folder}/data"
+              wal-dir = "{folder}/wal"
+            [monitor]
+              store-enabled = false
+            [ifql]
+              enabled = false
+            [http]
+              bind-address = "127.0.0.1:{self.port}"
+              auth-enabled = {"true" if users else "false"}
+            """
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program, "-config", self._config], stdout=log, stderr=log
+            )
+        until = time.monotonic() + PATIENCE
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"InfluxDB did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def query(self, text: str, *, user: str = "", password: str = "") -> list[dict[str, Any]]:
+        """Run InfluxQL as a dashboard would; return a dict for each row."""
+        who = urllib.parse.urlencode({"u": user, "p": password} if user else {})
+        asked = {"db": self.database, "epoch": "ns", "q": text}
+        data = urllib.parse.urlencode(asked).encode()
+        with urllib.request.urlopen(f"{self.url}/query?{who}", data, timeout=PATIENCE) as answer:
+            result = json.load(answer)["results"][0]
+        assert "error" not in result, result
+        return [
+            dict(zip(series["columns"], values, strict=True)) | series.get("tags", {})
+            for series in result.get("series", [])
+            for values in series["values"]
+        ]
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would stop it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        self._process = None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self.kill()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ping", timeout=1):
+                return True
+        except OSError:
+            return False
+
+
+def influx_program() -> str | None:
+    """Return the path of influxd, None where it is not installed."""
+    return shutil.which("influxd", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin")
+
+
+@contextmanager
+def running_influx(*, users: bool = False) -> Iterator[InfluxServer]:
+    """Run a server of one's own with an empty database; `influx_program` has to be there.
+
+    Args:
+        users: whether it asks for a user and a password; there is none yet, nor a database.
+    """
+    program = influx_program()
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="statestore-influx-") as folder:
+        server = InfluxServer(Path(folder), program, users=users)
+        server.start()
+        try:
+            if not users:
+                server.query(f'CREATE DATABASE "{server.database}"')
             yield server
         finally:
             server.stop()

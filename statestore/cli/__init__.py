@@ -31,6 +31,7 @@ _COMMANDS = {
     "import": "Bring positions back from a file (also: import_positions).",
     "inventory": "What a wipe would lose, and what can be regenerated.",
     "kill-switch": "Halt a bot, release it, ask.",
+    "mirror": "Look at the mirror in InfluxDB, bring it up, restore it.",
     "orders": "List positions and orders in PostgreSQL; what is unprotected; what differs.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "reinsert": "Turn positions into signals again (also: reinsert_positions_as_signals).",

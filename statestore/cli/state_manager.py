@@ -9,14 +9,22 @@ from typing import Any
 
 import click
 
+from statestore.backends.mirror import configured_mirror
 from statestore.cli import restore
 from statestore.cli.exits import EPILOG, code_for, entry
 from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
 from statestore.cli.output import note, print_json
-from statestore.config import Places, StateUrl, load_settings, load_trading_state_settings, places
+from statestore.config import (
+    Places,
+    StateUrl,
+    TradingStateSettings,
+    load_settings,
+    load_trading_state_settings,
+    places,
+)
 from statestore.disk.history import read_document
 from statestore.disk.store import State, StateStore
-from statestore.errors import StateCorrupt, StateError
+from statestore.errors import BackendError, ConfigError, StateCorrupt, StateError
 from statestore.runtime.legacy import is_closed
 from statestore.runtime.sections import describe
 from statestore.runtime.validation import problems
@@ -58,7 +66,9 @@ def check(
     """Show positions, pair states and portfolio, and whether all is well; writes nothing.
 
     A health check: exit 0 if the state and all its copies are good and, with --max-age, fresh; 8 if
-    not. What does not validate is named and does not count: it does not stop a bot either.
+    not. What does not validate is named and does not count: it does not stop a bot either. Nor does
+    a configured InfluxDB that is down, since the file is good without it; "statestore mirror
+    status" is a check of that.
     """
     where = places(load_settings(), state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
@@ -168,9 +178,22 @@ def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str
         "quarantined": [str(path) for path in files.quarantined],
         "lease": files.lease,
         "kill_switch": switch.status(),
-        "backend": {"file": "ok" if state is not None else "failed"}
-        | ({} if settings.db_type == "file" else {settings.db_type: "not read by this command"}),
+        "backend": {"file": "ok" if state is not None else "failed"} | _database(settings, store),
     }
+
+
+def _database(settings: TradingStateSettings, store: StateStore) -> dict[str, str]:
+    """Return how the configured database is: its name, and ``ok`` or what is wrong."""
+    if settings.db_type == "file":
+        return {}
+    try:
+        mirror = configured_mirror(settings, store)
+        if mirror is None:
+            return {settings.db_type: "not read by this command"}
+        mirror.database.health()
+    except (BackendError, ConfigError) as error:
+        return {settings.db_type: str(error)}
+    return {settings.db_type: "ok"}
 
 
 def _age(state: State | None) -> float | None:
@@ -208,6 +231,9 @@ def _table(report: Mapping[str, Any]) -> Iterator[str]:
         told = ", ".join(f"{k} {v}" for k, v in zip(portfolio, figures, strict=True))
         yield f"Portfolio  {told}"
     good = sum(status in ("good", "adopted") for status in report["backups"].values())
+    for name, how in report["backend"].items():
+        if name != "file":
+            yield f"{name.capitalize():10} {how}"
     yield f"Copies     {good} good of {len(report['backups'])}"
     for name in ("leftovers", "quarantined"):
         for path in report[name]:

@@ -204,6 +204,16 @@ def decode(document: Document, numbers: Numbers = "float") -> dict[str, Any]:
     return {key: decode_section(raw, numbers) for key, raw in document.sections.items()}
 
 
+def members(raw: bytes) -> dict[str, bytes] | None:
+    """Return the compact text of each member of an object, digits as they are; None if it is none.
+
+    `raw` is a section of a document that was read.
+    """
+    if raw[:1] != b"{":
+        return None
+    return {key: msgspec.json.format(one, indent=-1) for key, one in _decode_sections(raw).items()}
+
+
 def to_json(value: object, *, indent: int | None = 2) -> bytes:
     """Return JSON text for reports and exports; `Decimal`s are exact numbers, as in a state."""
     return msgspec.json.format(_encode(value), indent=-1 if indent is None else indent)

@@ -10,8 +10,13 @@ change of the state file. What is promised beyond the store's promises:
 * a legacy file is read once, where there is no state yet, and left as it is.
 
 Beside a running `TradingSession` give it the session: both then work on one state in memory.
-Without one it refuses to write while a bot holds the lease. A database that is configured and not
-there is said in `get_system_status` (``degraded``), or refused where ``file_fallback`` is off.
+Without one it refuses to write while a bot holds the lease.
+
+With ``TRADING_STATE_DB_TYPE=influxdb`` every change goes to the file, then to the mirror
+(`statestore.backends.mirror`). A mirror that is down is said in `UnifiedStateManager.degraded`, and
+the change stands in the file; where ``file_fallback`` is off, the call waits for the mirror and
+raises what is wrong with it. With ``TRADING_STATE_DB_TYPE=postgres`` the state is in the database
+of ``TRADING_STATE_POSTGRES_URL``, and with the file fallback in the state file while that is away.
 """
 
 from __future__ import annotations
@@ -23,15 +28,24 @@ from pathlib import Path
 from typing import Any
 
 from statestore import times
-from statestore.config import load_settings, load_trading_state_settings, places
+from statestore.backends.mirror import Mirror, configured_mirror
+from statestore.config import (
+    StateUrl,
+    TradingStateSettings,
+    load_settings,
+    load_trading_state_settings,
+    places,
+)
 from statestore.disk import codec
 from statestore.disk.store import Numbers, State, StateStore
 from statestore.errors import (
+    BackendUnavailable,
     ConfigError,
     LeaseHeld,
     StateError,
     StateInvalid,
     StateMissing,
+    StateStoreError,
     UsageError,
 )
 from statestore.runtime.legacy import is_closed, read_legacy
@@ -41,6 +55,7 @@ from statestore.runtime.validation import problems
 logger = logging.getLogger(__name__)
 
 _BACKUPS = "trading_state_backup_*.json"
+_MIRROR_SECONDS = 30.0
 _PORTFOLIO = ("total_value", "available_balance", "total_pnl", "daily_pnl", "peak_value")
 
 
@@ -49,7 +64,7 @@ class UnifiedStateManager:
 
     Attributes:
         store: the state file.
-        degraded: why the state is kept in the file only, although more was configured; else None.
+        mirror: the database that follows it, if one is configured.
     """
 
     def __init__(
@@ -78,18 +93,21 @@ class UnifiedStateManager:
             numbers: of what is read.
 
         Raises:
-            ConfigError: a setting is not understood, or names a database that is not there while
-                `file_fallback` is off.
+            ConfigError: a setting is not understood, or names a database that this installation
+                has no client for while `file_fallback` is off.
+            BackendError: the mirror is down or refuses, and `file_fallback` is off.
             StateStoreError: the state or the legacy file cannot be read.
         """
         settings = load_trading_state_settings()
         if store is not None and session is not None and store is not session.store:
             raise UsageError("the session has a store of its own; give one of the two")
+        self._fallback = settings.enable_file_fallback if file_fallback is None else file_fallback
         if store is None:
-            store = session.store if session else _configured_store()
+            store = session.store if session else _configured_store(settings, self._fallback)
         self.store = store
         self.fallback_dir = fallback_dir or settings.fallback_dir
-        self.degraded: str | None = None
+        self.mirror: Mirror | None = None
+        self._file_only: str | None = None  # why, although more was configured
         self._session = session
         self._strict = strict
         self._numbers: Numbers = numbers
@@ -98,16 +116,18 @@ class UnifiedStateManager:
         )
         self._db_type = settings.db_type
         if settings.db_type != "file":
-            self.degraded = f"{settings.db_type} is configured, and this facade only has the file"
-            if not (settings.enable_file_fallback if file_fallback is None else file_fallback):
-                raise ConfigError(
-                    f"TRADING_STATE_DB_TYPE is {settings.db_type}, which this facade does not "
-                    "write, and the file fallback is off; use TRADING_STATE_DB_TYPE=file, or "
-                    "allow the fallback"
-                )
-            logger.warning("state is kept in the file only", extra={"why": self.degraded})
+            self._connect(settings)
         if auto_migrate and session is None:
             self._migrate_once()
+
+    @property
+    def degraded(self) -> str | None:
+        """Why the state is in the file only, or further there than in the mirror; else None."""
+        if self._file_only is not None:
+            return self._file_only
+        if not isinstance(self.store.path, Path):
+            return self._away()
+        return self.mirror.degraded if self.mirror is not None else None
 
     # Reading
 
@@ -140,14 +160,20 @@ class UnifiedStateManager:
         return None if portfolio is None else dict(portfolio)
 
     def get_system_status(self) -> dict[str, Any]:
-        """Return how the state is: plain values.
+        """Return how the state is: plain values. A mirror is asked whether it is up.
 
-        ``state revision saved_at reason positions pair_states portfolio invalid degraded backend
-        recovered_from lease migrated_from healthy``.
+        ``state revision saved_at reason positions pair_states portfolio validated invalid backend
+        configured_backend degraded mirror recovered_from lease migrated_from healthy``; ``mirror``
+        is what `Mirror.status` says, and ``health``: ``ok``, or what is wrong.
         """
         state = self._load()
         invalid = problems(state) if self._validates else {}
         lease = self.store.lease_holder()
+        mirror = self._mirror_status()
+        in_file = isinstance(self.store.path, Path)
+        degraded = self.degraded
+        if degraded is None and mirror is not None and mirror["health"] != "ok":
+            degraded = mirror["health"]
         return {
             "state": str(self.store.path),
             "revision": state.meta.revision,
@@ -158,13 +184,14 @@ class UnifiedStateManager:
             "portfolio": state.get("portfolio") is not None,
             "validated": self._validates,
             "invalid": invalid,
-            "backend": "file",
+            "backend": "file" if in_file and mirror is None else self._db_type,
             "configured_backend": self._db_type,
-            "degraded": self.degraded,
+            "degraded": degraded,
+            "mirror": mirror,
             "recovered_from": str(state.meta.recovered_from) if state.meta.recovered_from else None,
             "lease": lease,
             "migrated_from": state.get("migrated_from"),
-            "healthy": not (invalid or self.degraded or state.meta.recovered_from),
+            "healthy": not (invalid or degraded or state.meta.recovered_from),
         }
 
     # Writing
@@ -270,6 +297,62 @@ class UnifiedStateManager:
         if backups:
             self.migrate(backups[-1])
 
+    def _connect(self, settings: TradingStateSettings) -> None:
+        """Find the mirror, and take over what it holds if that is ahead of the file."""
+        try:
+            if settings.db_type == "postgres":
+                if isinstance(self.store.path, Path):
+                    raise ConfigError(f"postgres is configured, and the state is {self.store.path}")
+                return
+            if self._session is not None and self._session.mirror is None:
+                raise ConfigError("the session has no mirror: TradingSession(store, mirror=...)")
+            self.mirror = (
+                self._session.mirror if self._session else configured_mirror(settings, self.store)
+            )
+        except ConfigError as error:
+            if not self._fallback:
+                raise ConfigError(
+                    f"TRADING_STATE_DB_TYPE is {settings.db_type}, and the file fallback is off: "
+                    f"{error}"
+                ) from error
+            self._file_only = str(error)
+            logger.warning("state is kept in the file only", extra={"why": self._file_only})
+            return
+        if self.mirror is None:
+            return
+        if not self._fallback:
+            self.mirror.database.health()
+        if self._session is None and self.store.lease_holder() is None:
+            self.mirror.take_over(self.store, may_begin_empty=self._fallback)
+
+    def _away(self) -> str | None:
+        """Return why the state is in the file beside its database; None if it is not."""
+        status = getattr(self.store, "fallback_status", None)
+        said = status() if status is not None else None
+        return f"the state is in {said['path']}: {said['why']}" if said and said["why"] else None
+
+    def _mirror_status(self) -> dict[str, Any] | None:
+        if self.mirror is None:
+            return None
+        try:
+            self.mirror.database.health()
+            health = "ok"
+        except StateStoreError as error:
+            health = str(error)
+        return {**self.mirror.status(), "health": health}
+
+    def _require_mirrored(self, reason: str) -> None:
+        """Wait for the mirror where the file alone is not enough."""
+        if self.mirror is None or self._fallback:
+            return
+        try:
+            self.mirror.flush(_MIRROR_SECONDS)
+        except BackendUnavailable as error:
+            raise BackendUnavailable(
+                f"{reason} is saved in {self.store.path}, but {error}; it is tried again with the "
+                "next change (the file fallback is off)"
+            ) from error
+
     def _load(self) -> State:
         if self._session is not None:
             return self._session.state
@@ -294,6 +377,7 @@ class UnifiedStateManager:
                     f"{reason} is not saved: {why}; "
                     + ("the next tick tries again" if kept else "do it again on the new state"),
                 )
+            self._require_mirrored(reason)
             return
         holder = self.store.lease_holder()
         if holder is not None:
@@ -307,6 +391,9 @@ class UnifiedStateManager:
         with self.store.transaction(reason=reason, numbers="decimal") as state:
             yield state
             self._examine(state)
+        if self.mirror is not None:
+            self.mirror.saved(self.store, state.meta)
+        self._require_mirrored(reason)
 
     def _examine(self, state: State) -> None:
         """Mark what does not validate, or refuse it."""
@@ -337,6 +424,20 @@ def _head(path: Path) -> bytes:
         return b""  # what is wrong with it is said by whoever reads it
 
 
-def _configured_store() -> StateStore:
+def _configured_store(settings: TradingStateSettings, file_fallback: bool) -> StateStore:
     where = places(load_settings())
-    return StateStore(where.state, backup_dir=where.backup_dir)
+    if settings.db_type != "postgres":
+        return StateStore(where.state, backup_dir=where.backup_dir)
+    if settings.postgres_url:
+        url = StateUrl(settings.postgres_url)
+        file = None if isinstance(where.state, StateUrl) else str(where.state)
+    elif isinstance(where.state, StateUrl):
+        url, file = where.state, None
+    else:
+        raise ConfigError(
+            "TRADING_STATE_DB_TYPE is postgres, and there is no TRADING_STATE_POSTGRES_URL: "
+            "postgresql://user@host/database is expected"
+        )
+    if file_fallback and "file_fallback" not in url.parameters:
+        url = url.having(file_fallback=file)
+    return StateStore(url, backup_dir=where.backup_dir)

@@ -18,6 +18,8 @@ What is promised:
 * SIGINT, SIGTERM, an exception and the end of the block save once. No signal interrupts a save;
 * a state that somebody else saved (an operator's repair) replaces the one in memory at the next
   tick, or at the save that finds out; the one in memory never goes over it;
+* with a `Mirror`, what it holds is taken over at the start where it is ahead of the file, and every
+  save follows into it; the bot never waits for it, and what it owes is in `health`;
 * a halted bot may save. While the kill switch is engaged, or cannot be looked at, `tick` says no;
   so it does while the lease of a state in a database is lost.
 
@@ -62,6 +64,7 @@ from statestore.runtime.notify import ServiceManager
 from statestore.runtime.strategies import Strategies
 
 if TYPE_CHECKING:
+    from statestore.backends.mirror import Mirror
     from statestore.disk.locks import Lease
     from statestore.disk.saver import Saver
 
@@ -88,6 +91,7 @@ class TradingSession:
         store: the state.
         kill_switch: what halts this bot.
         mode: as it stands in the ``session`` section.
+        mirror: what follows the saves, if anything.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class TradingSession:
         on_save_error: OnSaveError | None = None,
         signals: bool = True,
         bootstrap: Bootstrap | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """Remember what to do; nothing is read, made or locked yet.
 
@@ -120,6 +125,8 @@ class TradingSession:
             signals: whether SIGINT and SIGTERM are to stop the session. Only the main thread can.
             bootstrap: begun once the session has started, except in ``DRY_RUN``; what it finds is
                 put in and saved at ticks. See `statestore.runtime.bootstrap`.
+            mirror: a database that the saves are to follow into, see `statestore.backends.mirror`;
+                closed at the end. Not used in ``DRY_RUN``.
 
         Raises:
             UsageError: an option means nothing, or two strategies have one name.
@@ -138,6 +145,7 @@ class TradingSession:
         self._on_save_error = on_save_error
         self._signals = signals
         self._bootstrap = None if mode == "DRY_RUN" else bootstrap
+        self.mirror = None if mode == "DRY_RUN" else mirror
         self._strategies = Strategies(strategies, store.path)
         self._manager = ServiceManager(*service_manager())
         # Reads without being taken for the writer who saw what it reads.
@@ -245,6 +253,7 @@ class TradingSession:
                 "reload_error": self._reload_error,
                 "strategies": dict(self._strategies.errors),
                 "hooks": hooks,
+                "mirror": self.mirror.status() if self.mirror is not None else None,
             }
 
     # The life
@@ -255,6 +264,7 @@ class TradingSession:
         Raises:
             LeaseHeld: another bot runs on this state; names its process, host and since when.
             StateCorrupt, StateChecksumMismatch, StateInvalid, StateError: as in `StateStore.load`.
+            BackendError: there is no state, and the mirror that may hold one cannot be asked.
             UsageError: it was started before.
         """
         if self._pid is not None or self._ended:
@@ -266,6 +276,8 @@ class TradingSession:
                 self._flag.install()
             if self.mode != "DRY_RUN":
                 self._lease = self.store.lease()
+            if self.mirror is not None:
+                self.mirror.take_over(self.store)
             self._started_at = times.format_instant(times.now())
             self.restore()
             self._began = self._clock()
@@ -330,6 +342,7 @@ class TradingSession:
         with self._lock:
             halted = self._look_at_kill_switch()
             self.refresh()
+            self._poke_mirror()
             due = self._delivered() or self._due()
             if due is not None and self.mode != "DRY_RUN":
                 self._attempt(*due)
@@ -430,6 +443,7 @@ class TradingSession:
         with self._lock:
             halted = self._look_at_kill_switch()
             self.refresh()
+            self._poke_mirror()
             due = self._delivered() or self._due()
         if due is not None:
             await self._asave(*due)
@@ -598,6 +612,8 @@ class TradingSession:
                 "seconds": round(time.monotonic() - save.begun, 6),
             }
         logger.info("trading state saved", extra={"path": str(self.store.path), **self._last_save})
+        if self.mirror is not None:
+            self.mirror.saved(self.store, meta)
 
     def _failed(self, save: _Save, error: Exception) -> None:
         with self._lock:
@@ -706,6 +722,10 @@ class TradingSession:
                 logger.warning("kill switch released: trading goes on")
         return halted
 
+    def _poke_mirror(self) -> None:
+        if self.mirror is not None:
+            self.mirror.poke()
+
     def _tell_manager(self, what: str) -> None:
         said = "NOT SAVED" if self._owed else "ok"
         self._manager.tell(what, f"STATUS=revision {self.state.meta.revision}, {said}")
@@ -743,6 +763,8 @@ class TradingSession:
         except StateStoreError:
             logger.debug("the saver's last error was told before")
         finally:
+            if self.mirror is not None:
+                self.mirror.close()
             if self._lease is not None:
                 self._lease.release()
                 self._lease = None

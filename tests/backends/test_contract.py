@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from statestore import KillSwitch, State, StateStore, TradingSession
+from statestore.backends.influx import Influx
+from statestore.backends.mirror import Mirror
 from statestore.disk import codec
 from statestore.disk.history import differences
 from statestore.errors import (
@@ -30,6 +32,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from tests.servers import InfluxServer
 
 fork = multiprocessing.get_context("fork")
 
@@ -760,3 +763,47 @@ def wait_until(true: Callable[[], bool]) -> None:
             return
         done.wait(0.01)
     raise AssertionError("it never came")
+
+
+# What follows into a mirror
+
+
+def test_what_is_saved_in_any_store_and_mirrored_is_restored_equal(
+    make: Make, influx: InfluxServer, tmp_path: Path
+) -> None:
+    store, name = make(), f"contract-{tmp_path}"
+    mirror = Mirror(Influx(influx.url, bucket=influx.database), name)
+    held = {"BTC-USD": {"quantity": Decimal("0.100")}, "a,b\n": {"quantity": Decimal("1E-18")}}
+    with TradingSession(store, mirror=mirror, numbers="decimal") as session:
+        session.state["positions"] = {**held, "OLD-USD": {"quantity": 1}}
+        assert session.on_trade()
+        session.state["positions"] = held
+        assert session.on_trade()
+    mirror.flush()
+    copy = store.backup(to=tmp_path / "copy.json").read_bytes()
+
+    newest = mirror.newest()
+    assert newest is not None
+    assert newest.document() == copy
+    other = StateStore(tmp_path / "other.json")
+    Mirror(mirror.database, name).take_over(other)
+    assert other.load(numbers="decimal") == store.load(numbers="decimal")
+    assert other.load(numbers="decimal")["positions"] == held
+    listed = {series.key: deleted for series, deleted in mirror.database.series(name).items()}
+    assert listed == {"BTC-USD": False, "a,b\n": False, "OLD-USD": True}
+
+
+def test_a_mirror_that_is_ahead_is_restored_into_any_store(
+    make: Make, influx: InfluxServer, tmp_path: Path
+) -> None:
+    ahead = saved(StateStore(tmp_path / "ahead.json"), 1, 2, 3)
+    name = f"ahead-{tmp_path}"
+    mirror = Mirror(Influx(influx.url, bucket=influx.database), name)
+    mirror.push((tmp_path / "ahead.json").read_bytes())
+    behind = saved(make(), 7)
+
+    taken = Mirror(mirror.database, name).take_over(behind)
+
+    assert taken is not None
+    assert taken.revision == 4
+    assert behind.load() == ahead.load() == {"n": 3}

@@ -10,6 +10,7 @@ import pytest
 
 from statestore import KillSwitch, StateStore
 from tests.runtime.conftest import ROOT
+from tests.servers import free_port
 
 STATE = {
     "positions": {
@@ -82,15 +83,17 @@ def test_check_is_a_health_check(manage, state_store):
 def test_a_database_that_is_configured_is_not_called_healthy(manage, state_store):
     state_store.save(STATE)
 
-    _, out, err = manage(
+    code, out, err = manage(
         "check",
         "--format",
         "json",
         TRADING_STATE_DB_TYPE="influxdb",
+        TRADING_STATE_INFLUXDB_URL=f"http://127.0.0.1:{free_port()}",
         TRADING_STATE_INFLUXDB_TOKEN="s3cret",
     )
 
-    assert json.loads(out)["backend"]["influxdb"] == "not read by this command"
+    assert code == 0
+    assert "Connection refused" in json.loads(out)["backend"]["influxdb"]
     assert "s3cret" not in out + err
 
 

@@ -1,0 +1,540 @@
+"""InfluxDB, 2.x through its client and 1.x through plain HTTP: what is written, how it comes back.
+
+Three measurements, each with the fields ``id`` (text), ``seq`` (the revision), ``payload`` (JSON
+text, digits as they are in the file) and ``deleted``:
+
+=================  ==============================  ================================================
+measurement        tags                            a point is
+=================  ==============================  ================================================
+``positions``      ``state symbol [venue]``        a position that a revision changed or removed
+``pair_states``    ``state pair``                  the same of a pair's state
+``trading_states`` ``state part``                  the file of a revision, in pieces of 60,000
+                                                   bytes; ``parts`` says how many; ``id``: its sum
+=================  ==============================  ================================================
+
+Tags are what has a bounded number of values: states, keys that are held or were (see
+`statestore.backends.mirror.MOST_SERIES`), pieces. Never a revision, an id or a time. In a tag,
+control characters, backslashes and ``%`` stand as ``%0A``, so that no key can end a line or forge
+one; two keys never become one.
+
+What is promised: a write is done when the server said so; a failure is a `BackendError`, and one
+of the connection or of a server that is not up is a `BackendUnavailable`; a query that failed is no
+empty answer; queries reach back to 1970, without a horizon. The piece 0 of a document is written
+last, so a revision that is found was written whole. The token is in no message, log or ``repr``;
+no proxy and no ``.netrc`` is used, and no redirect is followed by a request of 1.x.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from statestore.backends.mirror import Change, Held, Kind, Revision, Series
+from statestore.errors import BackendError, BackendUnavailable, ConfigError, ContentRefused
+
+if TYPE_CHECKING:
+    from influxdb_client.client.influxdb_client import InfluxDBClient
+    from requests import Response
+
+PART_BYTES = 60_000  # InfluxDB documents 64 KB for a text; a long position's payload is null
+REQUEST_BYTES = 4_000_000
+
+_MEASUREMENTS: dict[Kind, tuple[str, str]] = {
+    "position": ("positions", "symbol"),
+    "pair": ("pair_states", "pair"),
+}
+_STATES = "trading_states"
+_FOREVER = "2262-01-01T00:00:00Z"
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\]")
+_LONGEST_ANSWER = 200  # characters of what a server said that go into a message
+
+Version = Literal["1", "2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A server that is up, and answers for our bucket. `checked` is the path that was asked."""
+
+    version: str
+    checked: str
+
+
+class _Api(Protocol):
+    """What the two versions do differently."""
+
+    def write(self, lines: bytes) -> None: ...
+
+    def newest_revision(self, name: str) -> tuple[int, int] | None:
+        """Return the highest revision of a state, and the instant of its first point."""
+
+    def documents(self, name: str, revision: int, since: int) -> list[Mapping[str, Any]]:
+        """Return ``at part parts id payload`` of every point of a revision."""
+
+    def series(self, name: str, kind: Kind) -> list[Mapping[str, Any]]:
+        """Return the tags of every series of a state, and ``deleted`` as last written."""
+
+    def names(self) -> list[str]:
+        """Return the names of the states there are, as tags."""
+
+
+class Influx:
+    """One bucket (2.x) or database (1.x). Threads may share it: each call has its connection.
+
+    Attributes:
+        address: where it is, for messages.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        org: str = "quant-system",
+        bucket: str = "quant-data",
+        timeout: float = 10.0,
+    ) -> None:
+        """Remember where it is; nothing is connected yet.
+
+        Args:
+            token: of 2.x; for 1.x ``user:password``, or None without authentication.
+            bucket: of 2.x; for 1.x the database.
+            timeout: seconds, of one request.
+
+        Raises:
+            ConfigError: the extra is not installed, or the URL is none or has credentials in it.
+        """
+        try:
+            import influxdb_client  # noqa: F401
+            import requests  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "a mirror in InfluxDB needs its client: pip install 'statestore[influx]'"
+            ) from error
+        told = urlsplit(url)
+        plain = not (told.query or told.fragment or "@" in url)
+        if told.scheme not in ("http", "https") or not told.hostname or not plain:
+            # Not quoted: what is wrong with it may be a password.
+            raise ConfigError(
+                "the URL of InfluxDB has to be as http://host:8086, without credentials; these "
+                "belong in TRADING_STATE_INFLUXDB_TOKEN (user:password for 1.x)"
+            )
+        self.url = url.rstrip("/")
+        self.bucket = bucket
+        self.address = f"InfluxDB at {self.url} ({bucket})"
+        self._org = org
+        self._token = token
+        self._timeout = timeout
+        self._api: _Api | None = None
+
+    def __repr__(self) -> str:
+        return f"Influx({self.url!r}, bucket={self.bucket!r})"
+
+    def __str__(self) -> str:
+        return self.address
+
+    # What a mirror calls
+
+    def health(self) -> Health:
+        """Ask ``/health``, and ``/ping`` where there is none; then for something of our bucket.
+
+        Raises:
+            BackendUnavailable: refused, timed out, or not up (503).
+            BackendError: the token or the bucket is refused.
+        """
+        checked = "/health"
+        answer = self._get(checked)
+        if answer.status_code == 404:
+            checked = "/ping"
+            answer = self._get(checked)
+        if answer.status_code not in (200, 204):
+            raise self._refused(answer.status_code, answer.content, checked)
+        self._connected().names()
+        return Health(_version(answer) or "unknown", checked)
+
+    def write(self, revision: Revision) -> None:
+        """Write a revision; when it returns, the server has acknowledged all of it.
+
+        Writing the same again changes nothing.
+
+        Raises:
+            BackendUnavailable: nobody knows what of it was written.
+            BackendError: refused.
+        """
+        api = self._connected()
+        for body in _requests_of(lines(revision)):
+            api.write(body)
+
+    def newest(self, name: str) -> Held | None:
+        """Return the highest revision of a state; of two such, the one written later.
+
+        Raises:
+            BackendError: it could not be asked.
+        """
+        api = self._connected()
+        found = api.newest_revision(tag(name))
+        if found is None:
+            return None
+        rows = api.documents(tag(name), *found)
+        latest = max(int(row["at"]) for row in rows if int(row["part"]) == 0)
+        pieces = {int(row["part"]): row for row in rows if int(row["at"]) == latest}
+        parts = [pieces.get(number) for number in range(int(pieces[0]["parts"]))]
+        return Held(
+            name=name,
+            revision=found[0],
+            sha256=str(pieces[0]["id"]),
+            instant=latest,
+            parts=tuple(None if part is None else str(part["payload"]).encode() for part in parts),
+            address=self.address,
+        )
+
+    def series(self, name: str) -> dict[Series, bool]:
+        """Return every position and pair that was ever written, and whether it is deleted.
+
+        Raises:
+            BackendError: it could not be asked.
+        """
+        api = self._connected()
+        found = {}
+        for kind, (_, key) in _MEASUREMENTS.items():
+            for row in api.series(tag(name), kind):
+                series = Series(kind, untag(row[key]), untag(row.get("venue") or ""))
+                found[series] = bool(row["deleted"])
+        return found
+
+    def names(self) -> list[str]:
+        """Return the names of the states there are.
+
+        Raises:
+            BackendError: it could not be asked.
+        """
+        return sorted(untag(name) for name in self._connected().names())
+
+    # Talking
+
+    def _connected(self) -> _Api:
+        if self._api is None:
+            answer = self._get("/ping")
+            if answer.status_code not in (200, 204):
+                raise self._refused(answer.status_code, answer.content, "/ping")
+            old = _version(answer).startswith("1.")
+            self._api = _Version1(self) if old else _Version2(self)
+        return self._api
+
+    def _get(self, path: str) -> Response:
+        return self._send("GET", path)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        auth: tuple[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        data: bytes | Mapping[str, str] | None = None,
+    ) -> Response:
+        import requests
+
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                return session.request(
+                    method,
+                    self.url + path,
+                    auth=auth,
+                    params=params,
+                    data=data,
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                )
+        except requests.RequestException as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> BackendUnavailable:
+        text = self._without_token(str(error))
+        system = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
+        if system:
+            why = system[1]
+        elif "timed out" in text:
+            why = f"no answer within {self._timeout:g} s"
+        else:
+            why = text[:_LONGEST_ANSWER] or type(error).__name__
+        return BackendUnavailable(f"{self.address} cannot be reached: {why}")
+
+    def _refused(self, status: int, body: bytes | str | None, doing: str) -> BackendError:
+        """Return what an answer that is no success means."""
+        said = self._without_token(_said(body))
+        what = f"{self.address} answered {status} to {doing}{': ' + said if said else ''}"
+        if status == 429 or status >= 500:
+            return BackendUnavailable(f"{what}; it is not up, or has too much to do")
+        advice = {
+            401: "the token is refused: check TRADING_STATE_INFLUXDB_TOKEN (user:password for 1.x)",
+            403: f"the token has no permission for {self.bucket}: it needs to read and to write it",
+            404: f"make {self.bucket}, or check TRADING_STATE_INFLUXDB_BUCKET and _ORG",
+        }.get(status, "")
+        if doing in ("/ping", "/health"):
+            advice = "check TRADING_STATE_INFLUXDB_URL"
+        if status in (400, 413, 422):
+            return ContentRefused(what)
+        return BackendError(f"{what}{'; ' + advice if advice else ''}")
+
+    def _without_token(self, text: str) -> str:
+        for secret in filter(None, [self._token, *(self._token or "").split(":")[1:]]):
+            text = text.replace(secret, "***")
+        return " ".join(text.split())
+
+
+class _Version1:
+    """The HTTP API of 1.x: ``/write`` and ``/query``, in InfluxQL with bound parameters."""
+
+    def __init__(self, server: Influx) -> None:
+        self._server = server
+        user, colon, password = (server._token or "").partition(":")
+        self._auth = (user, password) if colon else None
+
+    def write(self, lines: bytes) -> None:
+        params = {"db": self._server.bucket, "precision": "ns"}
+        answer = self._server._send("POST", "/write", auth=self._auth, params=params, data=lines)
+        if answer.status_code != 204:
+            raise self._server._refused(answer.status_code, answer.content, "/write")
+
+    def newest_revision(self, name: str) -> tuple[int, int] | None:
+        rows = self._rows(
+            f"SELECT MAX(seq) AS seq FROM {_STATES} WHERE state = $state AND part = '0'", state=name
+        )
+        return (int(rows[0]["seq"]), int(rows[0]["time"])) if rows else None
+
+    def documents(self, name: str, revision: int, since: int) -> list[Mapping[str, Any]]:
+        rows = self._rows(
+            f"SELECT part, parts, id, payload FROM {_STATES} "
+            f"WHERE state = $state AND seq = {revision:d} AND time >= {since:d}",
+            state=name,
+        )
+        return [{**row, "at": row["time"]} for row in rows]
+
+    def series(self, name: str, kind: Kind) -> list[Mapping[str, Any]]:
+        measurement, key = _MEASUREMENTS[kind]
+        return self._rows(
+            f"SELECT LAST(deleted) AS deleted FROM {measurement} WHERE state = $state "
+            f"GROUP BY {key}, venue",
+            state=name,
+        )
+
+    def names(self) -> list[str]:
+        rows = self._rows(f"SHOW TAG VALUES FROM {_STATES} WITH KEY = state")
+        return [row["value"] for row in rows]
+
+    def _rows(self, query: str, **bound: str) -> list[Mapping[str, Any]]:
+        answer = self._server._send(
+            "POST",
+            "/query",
+            auth=self._auth,
+            data={
+                "db": self._server.bucket,
+                "epoch": "ns",
+                "q": query,
+                "params": json.dumps(bound),
+            },
+        )
+        if answer.status_code != 200:
+            raise self._server._refused(answer.status_code, answer.content, "/query")
+        try:
+            result = json.loads(answer.content)["results"][0]
+            # A query that failed is answered with 200.
+            if "error" in result:
+                lost = "database not found" in result["error"]
+                raise self._server._refused(404 if lost else 400, result["error"], "/query")
+            return [
+                dict(zip(series["columns"], values, strict=True)) | series.get("tags", {})
+                for series in result.get("series", [])
+                for values in series["values"]
+            ]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise BackendError(
+                f"{self._server.address} answered what is not understood: {type(error).__name__}"
+            ) from error
+
+
+class _Version2:
+    """The API of 2.x: Flux queries and synchronous writes, through influxdb-client."""
+
+    def __init__(self, server: Influx) -> None:
+        self._server = server
+
+    def write(self, lines: bytes) -> None:
+        from influxdb_client.client.write_api import SYNCHRONOUS
+
+        with self._client("/api/v2/write") as client:
+            client.write_api(write_options=SYNCHRONOUS).write(self._server.bucket, record=lines)
+
+    def newest_revision(self, name: str) -> tuple[int, int] | None:
+        rows = self._rows(
+            _STATES,
+            name,
+            'r.part == "0" and r._field == "seq"',
+            "|> group() |> max() |> map(fn: (r) => ({seq: r._value, at: int(v: r._time)}))",
+        )
+        return (int(rows[0]["seq"]), int(rows[0]["at"])) if rows else None
+
+    def documents(self, name: str, revision: int, since: int) -> list[Mapping[str, Any]]:
+        return self._rows(
+            _STATES,
+            name,
+            "true",
+            '|> pivot(rowKey: ["_time", "part"], columnKey: ["_field"], valueColumn: "_value") '
+            f"|> group() |> filter(fn: (r) => r.seq == {revision:d}) "
+            "|> map(fn: (r) => ({at: int(v: r._time), part: r.part, parts: r.parts, id: r.id, "
+            "payload: r.payload}))",
+            since=f"time(v: {since:d})",
+        )
+
+    def series(self, name: str, kind: Kind) -> list[Mapping[str, Any]]:
+        rows = self._rows(_MEASUREMENTS[kind][0], name, 'r._field == "deleted"', "|> last()")
+        return [{**row, "deleted": row["_value"]} for row in rows]
+
+    def names(self) -> list[str]:
+        rows = self._query(
+            'import "influxdata/influxdb/schema"\n'
+            f'schema.tagValues(bucket: {_flux(self._server.bucket)}, tag: "state", '
+            f'predicate: (r) => r._measurement == "{_STATES}", start: 0)'
+        )
+        return [str(row["_value"]) for row in rows]
+
+    def _rows(
+        self, measurement: str, name: str, which: str, then: str, since: str = "0"
+    ) -> list[Mapping[str, Any]]:
+        return self._query(
+            f"from(bucket: {_flux(self._server.bucket)}) "
+            f"|> range(start: {since}, stop: {_FOREVER}) "
+            f'|> filter(fn: (r) => r._measurement == "{measurement}" '
+            f"and r.state == {_flux(name)} and {which}) {then}"
+        )
+
+    def _query(self, flux: str) -> list[Mapping[str, Any]]:
+        with self._client("/api/v2/query") as client:
+            tables = client.query_api().query(flux)
+            return [record.values for table in tables for record in table.records]
+
+    @contextmanager
+    def _client(self, doing: str) -> Iterator[InfluxDBClient]:
+        import urllib3
+        from influxdb_client.client.exceptions import InfluxDBError
+        from influxdb_client.client.flux_csv_parser import FluxQueryException
+        from influxdb_client.client.influxdb_client import InfluxDBClient
+
+        server = self._server
+        try:
+            with InfluxDBClient(
+                server.url,
+                server._token or "",
+                org=server._org,
+                timeout=int(server._timeout * 1000),
+            ) as client:
+                yield client
+        except InfluxDBError as error:
+            status = getattr(error.response, "status", 0) or 0
+            raise server._refused(status, getattr(error, "body", None), doing) from None
+        except FluxQueryException as error:
+            raise server._refused(400, str(error), doing) from None
+        except urllib3.exceptions.HTTPError as error:
+            raise server._unreachable(error) from None
+
+
+# Line protocol
+
+
+def lines(revision: Revision) -> Iterator[bytes]:
+    """Return the lines of a revision, the one that makes it visible last."""
+    state = _escaped_tag(revision.name)
+    for change in revision.changes:
+        yield _line_of(change, state, revision)
+    parts = _parts(revision.document)
+    for number in reversed(range(len(parts))):
+        yield (
+            f"{_STATES},part={number:d},state={state} deleted=false,id={_text(revision.sha256)},"
+            f"parts={len(parts):d}i,payload={_text(parts[number])},seq={revision.revision:d}i "
+            f"{revision.instant:d}"
+        ).encode()
+
+
+def _line_of(change: Change, state: str, revision: Revision) -> bytes:
+    measurement, key = _MEASUREMENTS[change.series.kind]
+    # Tags in the order of their names: the server need not sort them.
+    tags = {"state": state, key: _escaped_tag(change.series.key)}
+    if change.series.venue:
+        tags["venue"] = _escaped_tag(change.series.venue)
+    told = ",".join(f"{name}={value}" for name, value in sorted(tags.items()))
+    fits = len(change.payload.encode()) <= PART_BYTES
+    return (
+        f"{measurement},{told} deleted={'true' if change.deleted else 'false'},"
+        f"id={_text(change.id)},payload={_text(change.payload if fits else 'null')},"
+        f"seq={revision.revision:d}i {revision.instant:d}"
+    ).encode()
+
+
+def tag(text: str) -> str:
+    """Return `text` as the value of a tag, before the escapes of the line protocol."""
+    return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", text) or "%"
+
+
+def untag(text: str) -> str:
+    """Return what `tag` was given."""
+    return re.sub("%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), text.removesuffix("%"))
+
+
+def _escaped_tag(text: str) -> str:
+    return re.sub("([ ,=])", r"\\\1", tag(text))
+
+
+def _text(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _flux(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${")
+    return f'"{escaped}"'
+
+
+def _parts(document: bytes) -> Sequence[str]:
+    """Return the document in pieces that fit into a field, cut between characters."""
+    pieces, begin = [], 0
+    while begin < len(document):
+        end = min(begin + PART_BYTES, len(document))
+        while end < len(document) and document[end] & 0xC0 == 0x80:
+            end -= 1
+        pieces.append(document[begin:end].decode())
+        begin = end
+    return pieces
+
+
+def _requests_of(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Return bodies of at most `REQUEST_BYTES`, a longer line by itself."""
+    body: list[bytes] = []
+    size = 0
+    for line in lines:
+        if body and size + len(line) > REQUEST_BYTES:
+            yield b"\n".join(body)
+            body, size = [], 0
+        body.append(line)
+        size += len(line) + 1
+    yield b"\n".join(body)
+
+
+def _version(answer: Response) -> str:
+    """Return ``1.6.7`` or ``2.7.1`` where the server says it, without its letter."""
+    return str(answer.headers.get("X-Influxdb-Version", "")).lstrip("vV")
+
+
+def _said(body: bytes | str | None) -> str:
+    """Return what a server said in an error, short."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
+    try:
+        told = json.loads(text)
+        text = str(told.get("message") or told.get("error") or "")
+    except (ValueError, AttributeError):
+        text = "" if text.lstrip().startswith("<") else text
+    return text.strip()[:_LONGEST_ANSWER]
