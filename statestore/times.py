@@ -2,7 +2,7 @@
 
 An instant is an ``int``: nanoseconds since 1970-01-01T00:00:00Z. `datetime` keeps six fraction
 digits only, and fills of one order differ in the ninth; so text goes in, text comes out, and
-nothing in between rounds.
+nothing in between rounds. An instant fits 64 bits, so its year is one of 1678 to 2261.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 NANOSECONDS = 1_000_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = -(2**63), 2**63 - 1
 _RFC3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
@@ -22,15 +23,21 @@ def parse_instant(text: str) -> int:
     """Return the instant an RFC 3339 text names, with 0 to 9 fraction digits, exactly.
 
     Raises:
-        ValueError: not RFC 3339 with an offset (a time without a zone is refused, not guessed).
+        ValueError: not RFC 3339 with an offset (a time without a zone is refused, not guessed), or
+            of a year nobody traded in.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not an RFC 3339 time with a zone, as 2025-11-18T04:29:43Z")
+        raise ValueError(
+            f"{text!r:.60} is not an RFC 3339 time with a zone, as 2025-11-18T04:29:43Z"
+        )
     day, clock, fraction, zone = match.groups()
     offset = "+00:00" if zone in "Zz" else zone
     moment = datetime.fromisoformat(f"{day}T{clock}{offset}")
-    return instant_of(moment) + int((fraction or "").ljust(9, "0"))
+    instant = instant_of(moment) + int((fraction or "").ljust(9, "0"))
+    if not _FIRST <= instant <= _LAST:
+        raise ValueError(f"{text} is not of the years 1678 to 2261")
+    return instant
 
 
 def instant_of(moment: datetime) -> int:

@@ -101,7 +101,7 @@ def check_file(path: Path) -> FileReport:
     """Look at one file as a state."""
     try:
         data, _ = durable.read_file(path, codec.MAX_BYTES)
-        document = codec.parse(data)
+        document = codec.parse_whole(data)
     except FileNotFoundError:
         return FileReport(path, "missing")
     except (codec.Damaged, codec.TooNew, durable.NotAFile, durable.TooLarge) as error:

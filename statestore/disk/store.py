@@ -223,9 +223,10 @@ class StateStore:
         seen = self._reader.find(self.on_mismatch)
         if seen.document is None and not missing_ok:
             raise self._reader.missing()
+        state = self._state(seen, numbers)
         self._seen = seen
         self._announce(seen)
-        return self._state(seen, numbers)
+        return state
 
     def changed(self) -> bool:
         """Return whether the state file is another one than this store last saw. One stat."""
@@ -662,7 +663,13 @@ class StateStore:
     # What callers are told
 
     def _state(self, seen: Found, numbers: Numbers) -> State:
-        sections = codec.decode(seen.document, numbers) if seen.document else {}
+        try:
+            sections = codec.decode(seen.document, numbers) if seen.document else {}
+        except codec.Damaged as error:
+            raise StateCorrupt(
+                self.path,
+                f"{seen.source} {error}; `statestore history` lists what else is at hand",
+            ) from error
         return State(sections, self._meta(seen))
 
     def _meta(self, seen: Found) -> StateMeta:

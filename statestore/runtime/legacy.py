@@ -61,15 +61,18 @@ def read_legacy(path: Path) -> Legacy:
         StateInvalid: it is of none of the shapes, or contradicts itself.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        document = json.loads(data, parse_float=Decimal, parse_constant=_refuse)
+        document = json.loads(
+            data, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_once
+        )
     except FileNotFoundError as error:
         raise StateMissing(path, f"there is no {path}; nothing was migrated") from error
     except OSError as error:
         raise StateCorrupt(path, f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, ArithmeticError) as error:
         raise StateCorrupt(path, f"{path} is no JSON document: {error}") from error
     if not isinstance(document, dict):
         raise StateInvalid(path, f"{path} is {json_type(document)}, an object is expected")
@@ -225,6 +228,16 @@ def _token(row: Mapping[str, Any]) -> str | None:
         return None
     parts = (row.get("token_chain"), row["token_contract"], row.get("timeframe"))
     return ":".join(str(part) for part in parts if part)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that is there twice names two things, and one would be lost."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.40} is there twice in one object")
+    return found
 
 
 def _refuse(name: str) -> None:
