@@ -21,7 +21,11 @@
     |   |-- ExchangeError           unreachable, or it answered with an error
     |   |-- IncompleteRead          the answer is known to be partial
     |   `-- RecordedFileError       a file of recorded fills or balances is not understood
+    |-- BackendError                a database refused, or answered with an error
+    |   |-- BackendUnavailable      it cannot be reached, or the connection broke
+    |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
+    |-- ImportRefused               what a file holds is there already, so nothing is written
     `-- PlanStale                   what a saved plan was made from has changed
 
 A message names the file or the fill, what was found, what was expected, and what to do next. No
@@ -164,8 +168,33 @@ class RecordedFileError(SourceError):
     """A recorded file is not what it has to be; the message names file and line."""
 
 
+class BackendError(StateStoreError):
+    """A database refused a statement or answered with an error. Never taken for an empty answer."""
+
+
+class BackendUnavailable(BackendError):
+    """The database cannot be reached, or the connection to it broke.
+
+    Attributes:
+        uncertain: the connection broke while the answer to COMMIT was awaited, so what was asked
+            for may have been carried out.
+    """
+
+    def __init__(self, message: str, *, uncertain: bool = False) -> None:
+        super().__init__(message)
+        self.uncertain = uncertain
+
+
+class SchemaOutdated(BackendError):
+    """The tables are missing, older or newer than this version's, or made by other files."""
+
+
 class RebuildRefused(StateStoreError):
     """At least one position in scope is not proven, so nothing was written."""
+
+
+class ImportRefused(StateStoreError):
+    """At least one position of a file is there already, so nothing was written."""
 
 
 class PlanStale(StateStoreError):

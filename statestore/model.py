@@ -7,10 +7,15 @@ nanoseconds since 1970 in UTC (see `statestore.times`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any, Self
+
+from statestore.amounts import exact
 
 # Currencies counted as another one at 1, by the venue's own convention; said in every report.
 PEGS: Mapping[str, str] = {"USDC": "USD"}
@@ -24,6 +29,25 @@ CASH = frozenset(f"{_FIAT} {_STABLE}".split())
 def settled_in(currency: str) -> str:
     """Return the unit of account of a quote currency: USDC counts as USD, others as themselves."""
     return PEGS.get(currency, currency)
+
+
+_DERIVATIVES = frozenset({"PERP", "SWAP", "FUT", "INTX"})
+_KEY = re.compile(r"([A-Z0-9]+)(?:[-/_]([A-Z][A-Z0-9]*))?", re.ASCII)
+
+
+def asset_of(key: str) -> str | None:
+    """Return the asset a key of a state's positions is about, None when it is about none.
+
+    ``ETH``, ``ETH-USD``, ``eth/usd`` and ``ETH_USD`` are ETH.
+    """
+    match = _KEY.fullmatch(key.upper())
+    return None if match is None or match[2] in _DERIVATIVES else match[1]
+
+
+def quote_of(key: str) -> str | None:
+    """Return the quote currency a key names, None when it names none."""
+    match = _KEY.fullmatch(key.upper())
+    return match[2] if match else None
 
 
 class Side(StrEnum):
@@ -206,3 +230,170 @@ class Balances:
     def of(self, asset: str) -> Decimal | None:
         """Return what is owned of ``asset``, None when that is not known."""
         return self.amounts.get(asset, Decimal(0) if self.complete else None)
+
+
+# Positions and orders of a bot, as they stand in a database ------------------------------------
+
+
+class _CaseBlind(StrEnum):
+    """Read in upper or lower case; written as it is spelt here."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        wanted = value.strip().casefold() if isinstance(value, str) else None
+        return next((member for member in cls if member.value.casefold() == wanted), None)
+
+
+class PositionSide(_CaseBlind):
+    """LONG, or SHORT; ``buy`` and ``sell`` are understood as the fills that open them."""
+
+    LONG = "LONG"
+    SHORT = "SHORT"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        said = value.strip().casefold() if isinstance(value, str) else value
+        return super()._missing_({"buy": "LONG", "sell": "SHORT"}.get(str(said), value))
+
+
+class PositionStatus(_CaseBlind):
+    OPEN = "OPEN"
+    PARTIALLY_CLOSED = "PARTIALLY_CLOSED"
+    CLOSED = "CLOSED"
+    LIQUIDATED = "LIQUIDATED"
+
+    @property
+    def held(self) -> bool:
+        return self in (PositionStatus.OPEN, PositionStatus.PARTIALLY_CLOSED)
+
+
+class OrderSide(_CaseBlind):
+    BUY = "buy"
+    SELL = "sell"
+
+
+class OrderType(_CaseBlind):
+    MARKET = "market"
+    LIMIT = "limit"
+    STOP_LOSS = "stop_loss"
+    TAKE_PROFIT = "take_profit"
+
+    @property
+    def protects(self) -> bool:
+        return self in (OrderType.STOP_LOSS, OrderType.TAKE_PROFIT)
+
+
+class OrderStatus(_CaseBlind):
+    """PENDING: known here, not (surely) at the exchange. OPEN: at the exchange, perhaps partly
+    filled. The others are final."""
+
+    PENDING = "pending"
+    OPEN = "open"
+    FILLED = "filled"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        said = value.strip().casefold() if isinstance(value, str) else value
+        return super()._missing_("cancelled" if said == "canceled" else value)
+
+    @property
+    def live(self) -> bool:
+        return self in (OrderStatus.PENDING, OrderStatus.OPEN)
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """What a bot holds of one symbol on one side.
+
+    Attributes:
+        position_id: a UUID; the same in every process, for ever.
+        quantity: still held, in base units; never negative, the side says the direction.
+        initial_quantity: everything that was ever opened; equals ``quantity`` until some is closed.
+        entry_price: average cost per base unit of what is held, fees excluded.
+        current_price: the last price known; ``entry_price`` until there is one.
+        unrealized_pnl: of what is held, at ``current_price``, before fees.
+        unrealized_pnl_pct: the same in percent of its cost.
+        realized_pnl: of what was closed, before fees.
+        total_pnl: both together.
+        stop_loss, take_profit: prices, None where there is none. The orders are what counts.
+        entry_time: when it was opened; aware.
+        closed_at: when nothing was left; aware.
+        metadata: anything else; numbers in it are exact.
+    """
+
+    position_id: str
+    exchange: str
+    symbol: str
+    side: PositionSide
+    quantity: Decimal
+    entry_price: Decimal
+    entry_time: datetime
+    initial_quantity: Decimal = None  # type: ignore[assignment]  # quantity
+    current_price: Decimal = None  # type: ignore[assignment]  # entry_price
+    unrealized_pnl: Decimal = Decimal(0)
+    unrealized_pnl_pct: Decimal = Decimal(0)
+    realized_pnl: Decimal = Decimal(0)
+    total_pnl: Decimal = None  # type: ignore[assignment]  # realised + unrealised
+    stop_loss: Decimal | None = None
+    take_profit: Decimal | None = None
+    status: PositionStatus = PositionStatus.OPEN
+    leverage: Decimal | None = Decimal(1)
+    margin: Decimal | None = None
+    closed_at: datetime | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.initial_quantity is None:
+            self.initial_quantity = self.quantity
+        if self.current_price is None:
+            self.current_price = self.entry_price
+        if self.total_pnl is None:
+            self.total_pnl = exact(Decimal.__add__)(self.realized_pnl, self.unrealized_pnl)
+
+
+@dataclass(slots=True, kw_only=True)
+class Order:
+    """One order of a bot, linked to the position it opens, grows or closes.
+
+    Attributes:
+        order_id: ours. It is sent to the exchange as the client's order id, which makes it refuse
+            the same order twice.
+        quantity: asked for, in base units.
+        price: the trigger of a stop-loss or take-profit, the limit of a limit order.
+        filled_quantity, filled_value: all fills so far, in base and in quote, before fees.
+        filled_price: their average, None before the first.
+        fees: as far as they are known, in quote.
+        oco_group: orders of which one cancels the others.
+        exchange_order_id: None until the exchange has it.
+        triggered_at: when somebody was last told to act on a price that crossed.
+        cancel_wanted_at: it should go, but only the exchange can say that it is gone.
+    """
+
+    order_id: str
+    exchange: str
+    symbol: str
+    side: OrderSide
+    order_type: OrderType
+    quantity: Decimal
+    position_id: str | None = None
+    price: Decimal | None = None
+    status: OrderStatus = OrderStatus.PENDING
+    filled_quantity: Decimal = Decimal(0)
+    filled_value: Decimal = Decimal(0)
+    filled_price: Decimal | None = None
+    fees: Decimal | None = None
+    filled_at: datetime | None = None
+    oco_group: str | None = None
+    exchange_order_id: str | None = None
+    triggered_at: datetime | None = None
+    cancel_wanted_at: datetime | None = None
+    error_message: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    created_at: datetime | None = None
+
+    @property
+    def left(self) -> Decimal:
+        """What of it is not filled."""
+        return max(self.quantity - self.filled_quantity, Decimal(0))

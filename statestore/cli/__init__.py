@@ -22,9 +22,11 @@ _COMMANDS = {
     "diff": "Show what differs between two versions of the state.",
     "doctor": "Look at everything the other commands rely on.",
     "edit": "Change the state by hand, in an editor, safely.",
+    "export": "Write positions to one file, before a wipe (also: export_positions).",
     "explain": "Say how a quantity and its entry price came about.",
     "fills": "Print the fills behind each quantity: the audit trail.",
     "history": "List every version of the state that is at hand.",
+    "import": "Bring positions back from a file (also: import_positions).",
     "kill-switch": "Halt a bot, release it, ask.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
     "replay": "Replay recorded fills into positions: no state, no exchange.",
@@ -37,6 +39,9 @@ _COMMANDS = {
 }
 
 
+_MODULES = {"import": "import_"}  # no module may have a keyword's name
+
+
 class _Lazy(click.Group):
     def list_commands(self, _: click.Context) -> list[str]:
         return sorted(_COMMANDS)
@@ -44,7 +49,8 @@ class _Lazy(click.Group):
     def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"statestore.cli.{cmd_name.replace('-', '_')}")
+        name = _MODULES.get(cmd_name, cmd_name.replace("-", "_"))
+        module = importlib.import_module(f"statestore.cli.{name}")
         command: click.Command = module.command
         return command
 

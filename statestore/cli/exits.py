@@ -22,7 +22,8 @@ MEANINGS = {
     0: "done; for a dry run: preview made",
     1: "a bug, with a traceback",
     2: "usage, or a setting that is not understood",
-    3: "refused: a position is not proven; or differences (--exit-code), or stale (--max-age)",
+    3: "refused: a position is not proven, or is there already; or differences (--exit-code), or "
+    "stale (--max-age)",
     4: "credentials missing or refused",
     5: "exchange unreachable, or what it (or a recorded file) gave is incomplete or not understood",
     6: "kill switch not engaged",
@@ -38,12 +39,14 @@ CODES: tuple[tuple[type[errors.StateStoreError], int], ...] = (
     (errors.UsageError, 2),
     (errors.ConfigError, 2),
     (errors.RebuildRefused, UNPROVEN),
+    (errors.ImportRefused, UNPROVEN),
     (errors.CredentialsError, 4),
     (errors.SourceError, 5),
     (errors.KillSwitchNotEngaged, 6),
     (errors.StateLocked, 7),
     (errors.RevisionConflict, 9),
     (errors.PlanStale, 9),
+    (errors.BackendError, 10),
     (errors.StateError, 8),
 )
 

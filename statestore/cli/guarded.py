@@ -20,6 +20,8 @@ from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import RevisionConflict, StateCorrupt, StateMissing
 from statestore.repair.rebuild import halted, record_repair
 
+_NOTHING_HELD = b'{"positions": {}}\n'
+
 
 @dataclass(frozen=True, slots=True)
 class Former:
@@ -41,6 +43,7 @@ def replace_state(
     ask: str = "",
     facts: Mapping[str, Any] | None = None,
     told: Mapping[str, Any] | None = None,
+    may_begin: bool = False,
 ) -> None:
     """Check the kill switch, ask, back up, write, audit, print; old backups go at the very end.
 
@@ -54,6 +57,7 @@ def replace_state(
         ask: a question to put, on a terminal.
         facts: more for the audit line.
         told: more for the report.
+        may_begin: there may be no state yet; then an undo goes back to one without positions.
 
     Raises:
         KillSwitchNotEngaged: the bot may trade.
@@ -70,13 +74,13 @@ def replace_state(
         check()
         if replacing is not None:
             _require(store, replacing)
-        former.append(_keep_former(store, action))
+        former.append(_keep_former(store, action, may_begin=may_begin))
         check()
 
     saved = write(before_commit)
     if not former:
         note(f"Nothing to do: {store.path} is good at revision {saved.revision}.")
-        print_json(_report(action, store, saved.revision, None, []))
+        print_json(_report(action, store, saved.revision, None, []) | dict(told or {}))
         return
     kept = former[0]
     audited = _former_facts(kept) | dict(facts or {})
@@ -130,7 +134,7 @@ def _require(store: StateStore, shown: StateMeta) -> None:
         raise RevisionConflict(store.path, shown.revision, found.revision)
 
 
-def _keep_former(store: StateStore, action: str) -> Former | None:
+def _keep_former(store: StateStore, action: str, *, may_begin: bool) -> Former | None:
     """Back up the state; None if nothing reads.
 
     In place of a file whose sum is wrong, what the next load would have had to fall back to.
@@ -138,7 +142,11 @@ def _keep_former(store: StateStore, action: str) -> Former | None:
     trusting = StateStore(store.path, backup_dir=store.backups.directory, on_mismatch="fallback")
     try:
         path = trusting.backup(action).absolute()  # the record is read from other folders
-    except (StateCorrupt, StateMissing):
+    except StateMissing:
+        if not may_begin:
+            return None
+        path = store.backups.write(_NOTHING_HELD, action, 0).absolute()
+    except StateCorrupt:
         return None
     return Former(path, read_document(path))
 

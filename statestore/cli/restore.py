@@ -32,7 +32,7 @@ from statestore.errors import (
     UsageError,
 )
 
-# Top-level keys by which backups and exports of other programs are known.
+# Top-level keys by which exports, and backups of other programs, are known.
 _FOREIGN = ("backup_timestamp", "exported_at")
 
 
@@ -133,8 +133,8 @@ def _refuse_foreign(path: Path, wanted: Document, before: Document | None, state
     if foreign:
         raise StateInvalid(
             path,
-            f"{path} is a backup or export of another program ({', '.join(foreign)}), not a state; "
-            "UnifiedStateManager().migrate(path) takes it over where there is no state yet",
+            f"{path} is an export, or a backup of another program ({', '.join(foreign)}), not a "
+            f"state; `statestore import {path}` brings in what it holds",
         )
     if not _looks_like_a_state(wanted.sections, before.sections if before else {}):
         names = list(wanted.sections)

@@ -254,7 +254,7 @@ def _section(name: str, old: bytes | None, new: bytes | None) -> dict[str, Any]:
     elif new is None:
         change = "removed"
     else:
-        same = old == new or _same(_value(old), _value(new))
+        same = old == new or same_value(_value(old), _value(new))
         change = "same" if same else "changed"
     sizes = {"bytes_before": len(old or b""), "bytes_after": len(new or b"")}
     return {"section": name, "change": change, **sizes}
@@ -275,7 +275,7 @@ def _fields(old: Any, new: Any) -> dict[str, dict[str, Any]]:
         old, new = {_WHOLE: old}, {_WHOLE: new}
     found = {}
     for name in [*new, *(name for name in old if name not in new)]:
-        if name in old and name in new and _same(old[name], new[name]):
+        if name in old and name in new and same_value(old[name], new[name]):
             continue
         sides = (("before", old), ("after", new))
         found[name] = {side: entry[name] for side, entry in sides if name in entry}
@@ -286,12 +286,12 @@ def _value(raw: bytes | None) -> Any:
     return None if raw is None else codec.decode_section(raw, "decimal")
 
 
-def _same(old: Any, new: Any) -> bool:
+def same_value(old: Any, new: Any) -> bool:
     """Return whether two JSON values are equal; numbers by value, and true is no 1."""
     if isinstance(old, bool) or isinstance(new, bool):
         return old is new
     if isinstance(old, dict) and isinstance(new, dict):
-        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
+        return old.keys() == new.keys() and all(same_value(old[key], new[key]) for key in old)
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(_same, old, new))
+        return len(old) == len(new) and all(map(same_value, old, new))
     return bool(old == new)

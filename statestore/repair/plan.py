@@ -7,7 +7,6 @@ position is never removed, and fields of a position that are not about quantity,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -17,7 +16,16 @@ from typing import Any
 
 from statestore.amounts import ZERO, exact, json_type, parse_amount, text, written
 from statestore.fills.coverage import Finding, Recorded
-from statestore.model import Fill, Method, Product, Rejected, Status, settled_in
+from statestore.model import (
+    Fill,
+    Method,
+    Product,
+    Rejected,
+    Status,
+    asset_of,
+    quote_of,
+    settled_in,
+)
 from statestore.repair.marks import dust_of, increment_of, mark_in_usd
 from statestore.repair.reading import Window
 from statestore.times import format_instant, parse_instant
@@ -150,8 +158,6 @@ class Plan:
 
 
 # What is no spot product although it has two parts.
-_DERIVATIVES = frozenset({"PERP", "SWAP", "FUT", "INTX"})
-_KEY = re.compile(r"([A-Z0-9]+)(?:[-/_]([A-Z][A-Z0-9]*))?", re.ASCII)
 
 
 def read_entries(positions: object) -> Entries:
@@ -172,20 +178,14 @@ def read_entries(positions: object) -> Entries:
     for key, entry in positions.items():
         if not isinstance(entry, Mapping):
             raise ValueError(f"positions.{key} is {json_type(entry)}, expected an object")
-        match = _KEY.fullmatch(key.upper())
-        if match is None or match[2] in _DERIVATIVES:
+        asset = asset_of(key)
+        if asset is None:
             foreign.append(key)
         else:
-            keys.setdefault(match[1], []).append(key)
+            keys.setdefault(asset, []).append(key)
     return Entries(
         positions, {asset: tuple(found) for asset, found in keys.items()}, tuple(foreign)
     )
-
-
-def quote_of(key: str) -> str | None:
-    """Return the quote currency a key names, None when it names none."""
-    match = _KEY.fullmatch(key.upper())
-    return match[2] if match else None
 
 
 @exact

@@ -43,6 +43,7 @@ from statestore.model import (
     Product,
     Side,
     Status,
+    quote_of,
     settled_in,
 )
 from statestore.repair.marks import dust_of, increment_of, products_needed
@@ -54,7 +55,6 @@ from statestore.repair.plan import (
     Rules,
     Warn,
     plan_change,
-    quote_of,
     read_entries,
     recorded_of,
 )

@@ -14,17 +14,19 @@ else is dropped: what has no section of its own goes to ``legacy``.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from statestore.amounts import json_type, parse_amount
+from statestore.disk import strict
 from statestore.errors import StateCorrupt, StateInvalid, StateMissing
 from statestore.runtime.sections import quantity
+
+# The shapes.
+BACKUP, POSITIONS, TOKENS = "pair trading backup", "exported positions", "exported tokens"
 
 _MAX_BYTES = 64 * 1024 * 1024
 _CLOSED = frozenset({"closed", "archived", "deleted"})
@@ -65,18 +67,27 @@ def read_legacy(path: Path) -> Legacy:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        document = json.loads(
-            data, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_once
-        )
+        document = strict.parse(data)
     except FileNotFoundError as error:
         raise StateMissing(path, f"there is no {path}; nothing was migrated") from error
     except OSError as error:
         raise StateCorrupt(path, f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError, ArithmeticError) as error:
+    except ValueError as error:
         raise StateCorrupt(path, f"{path} is no JSON document: {error}") from error
+    return understand(path, hashlib.sha256(data).hexdigest(), document)
+
+
+def understand(path: Path, digest: str, document: Any) -> Legacy:
+    """Return what a document of another program holds.
+
+    Args:
+        path, digest: of the file it was read from.
+
+    Raises:
+        StateInvalid: as in `read_legacy`.
+    """
     if not isinstance(document, dict):
         raise StateInvalid(path, f"{path} is {json_type(document)}, an object is expected")
-    digest = hashlib.sha256(data).hexdigest()
     if "backup_timestamp" in document:
         return _pair_trading(path, digest, document)
     if "exported_at" in document and "positions" in document:
@@ -88,6 +99,14 @@ def read_legacy(path: Path) -> Legacy:
         f"{path} is of no shape that is known: a backup (backup_timestamp), or an export of "
         f"positions or tokens (exported_at); it has {', '.join(list(document)[:8]) or 'no keys'}",
     )
+
+
+def key_of(row: Mapping[str, Any]) -> str | None:
+    """Return the key in ``positions`` of a row that says what it is about; None if it does not.
+
+    ``chain:contract:timeframe`` of a token, as far as it says them, else the pair or the product.
+    """
+    return _token(row) or _pair(row)
 
 
 def is_closed(position: Any) -> bool:
@@ -106,7 +125,6 @@ def is_closed(position: Any) -> bool:
 
 def _amount(position: Mapping[str, Any]) -> Any:
     value = quantity(position)
-    value = position.get("total_quantity") if value is None else value
     return repr(value) if isinstance(value, float) else value
 
 
@@ -126,7 +144,7 @@ def _pair_trading(path: Path, digest: str, document: dict[str, Any]) -> Legacy:
     }
     return Legacy(
         path,
-        "pair trading backup",
+        BACKUP,
         digest,
         document["backup_timestamp"],
         {
@@ -152,7 +170,7 @@ def _exported_positions(path: Path, digest: str, document: dict[str, Any]) -> Le
             open_ones[key] = row
     return Legacy(
         path,
-        "exported positions",
+        POSITIONS,
         digest,
         document["exported_at"],
         {
@@ -168,7 +186,7 @@ def _exported_tokens(path: Path, digest: str, document: dict[str, Any]) -> Legac
     rows = _rows(path, document, "tokens", counted=True)
     return Legacy(
         path,
-        "exported tokens",
+        TOKENS,
         digest,
         document["exported_at"],
         {
@@ -204,11 +222,11 @@ def _object(path: Path, holder: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _keyed(
-    path: Path, rows: Iterable[dict[str, Any]], key_of: Any
+    path: Path, rows: Iterable[dict[str, Any]], name_of: Any
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     seen = set()
     for number, row in enumerate(rows):
-        key = key_of(row)
+        key = name_of(row)
         if key is None:
             raise StateInvalid(path, f"{path}: row {number} does not say what it is about")
         if key in seen:
@@ -228,17 +246,3 @@ def _token(row: Mapping[str, Any]) -> str | None:
         return None
     parts = (row.get("token_chain"), row["token_contract"], row.get("timeframe"))
     return ":".join(str(part) for part in parts if part)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that is there twice names two things, and one would be lost."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r:.40} is there twice in one object")
-    return found
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number")

@@ -15,7 +15,8 @@ CONFIG = ("data_provider", "broker", "strategy", "pairs")
 _RULE = "=" * 60
 _SIDES = ("side", "direction")
 QUANTITIES = ("quantity", "units", "base_qty")
-_TIMES = ("entry_time", "timestamp")
+_ENTRIES = ("entry_price", "avg_entry_price")
+_TIMES = ("entry_time", "timestamp", "opened_at", "first_entry_timestamp")
 
 
 def complete(state: dict[str, Any], path: Path) -> None:
@@ -71,7 +72,7 @@ def restored(state: Mapping[str, Any]) -> Iterator[str]:
 
 def quantity(position: Any) -> Any:
     """Return the recorded quantity of a position in whichever shape; None if there is none."""
-    return _first(position, (*QUANTITIES, "total"))
+    return _first(position, (*QUANTITIES, "total", "total_quantity"))
 
 
 def describe(position: Any) -> str:
@@ -80,7 +81,7 @@ def describe(position: Any) -> str:
         "unknown" if value is None else value
         for value in (
             _first(position, _SIDES),
-            _first(position, ("entry_price",)),
+            _first(position, _ENTRIES),
             quantity(position),
             _first(position, _TIMES),
         )

@@ -144,7 +144,7 @@ def test_a_backup_of_another_program_is_not_restored_as_a_state(manage, state_st
     code, _, err = manage("restore", "--file", other, "--yes")
 
     assert code == 8
-    assert "migrate(path)" in err
+    assert "statestore import" in err
     assert StateStore(state_store.path).load() == STATE
 
 

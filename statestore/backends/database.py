@@ -1,0 +1,320 @@
+"""A PostgreSQL database: connections, our schema and its versions, and errors in our words.
+
+Everything of ours lives in one schema (``statestore`` unless told otherwise), so the user's own
+tables are never met. Its tables are made by numbered SQL files that come with the package
+(``sql/0001_state.sql`` ...): each is applied once, in a transaction of its own together with the
+line that records it, under a lock, so that two who begin at once do it once. `Database.query`
+puts the schema's name in; nothing here depends on a ``search_path`` or any other setting of a
+session, so a connection pooler in between is fine.
+
+What is promised: a query that could not be answered raises `BackendError`, it is never an empty
+answer; no password is in `Database.address`, in a message or in a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+
+if TYPE_CHECKING:
+    import psycopg
+    import psycopg_pool
+    from psycopg import sql
+
+Connection = "psycopg.Connection[tuple[Any, ...]]"
+
+DEFAULT_SCHEMA = "statestore"
+
+_FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_MIGRATIONS_LOCK = 0x5374_6174_6553_746F  # "StateSto"; of a whole database, for a moment
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered SQL file. `sha256` is that of its bytes."""
+
+    number: int
+    name: str
+    sha256: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A migration as the database remembers it. `at` is aware."""
+
+    number: int
+    name: str
+    sha256: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaStatus:
+    """What of the schema is there: `applied` in order, `pending` still to do."""
+
+    schema: str
+    applied: tuple[Applied, ...]
+    pending: tuple[Migration, ...]
+
+    @property
+    def version(self) -> int:
+        return self.applied[-1].number if self.applied else 0
+
+
+class Database:
+    """One database, and our schema in it. Threads may share it; a forked child makes its own.
+
+    Attributes:
+        address: where it is, for messages: the URL without user and password.
+        schema: the name of our schema.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        connections: int = 4,
+        timeout: float = 10.0,
+    ) -> None:
+        """Remember where it is; nothing is connected yet.
+
+        Args:
+            url: ``postgresql://user:password@host/database?sslmode=require``, as libpq reads it.
+                What it does not say comes from libpq's own settings (``PGHOST``, ``~/.pgpass``).
+            connections: at most, at a time.
+            timeout: seconds to wait for one.
+
+        Raises:
+            ConfigError: psycopg is not installed, or the URL or the schema's name is none.
+        """
+        try:
+            import psycopg
+        except ImportError as error:
+            raise ConfigError(
+                "a PostgreSQL database needs psycopg: pip install 'statestore[postgres]'"
+            ) from error
+        if not _SCHEMA.fullmatch(schema):
+            raise ConfigError(
+                f"{schema!r:.80} is no name for a schema: lower case letters, digits and _ only"
+            )
+        try:
+            told = psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.Error:
+            # libpq's message quotes the URL, password included.
+            raise ConfigError(
+                "the database's URL is not understood; postgresql://user@host:5432/name is expected"
+            ) from None
+        self.address = _address(told, schema)
+        self.schema = schema
+        self._url = url
+        self._connections = connections
+        self._timeout = timeout
+        self._pool: psycopg_pool.ConnectionPool[Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Database({self.address!r})"
+
+    def close(self) -> None:
+        """Close all connections; the next use opens new ones."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Give a connection inside a transaction: committed at the end, rolled back on an error.
+
+        Raises:
+            BackendUnavailable: no connection, or it broke. After the block's end that may have
+                been while the answer to COMMIT was on its way: then nobody knows whether it was
+                carried out, and who asked has to look (``error.uncertain``).
+            BackendError: the database refused a statement.
+        """
+        import psycopg
+
+        committing = False
+        try:
+            with self._opened().connection(self._timeout) as connection:
+                yield connection
+                committing = True
+        except psycopg.Error as error:
+            raise self.explained(error, uncertain=committing) from error
+
+    @contextmanager
+    def dedicated(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Give a connection of one's own in autocommit, outside the pool: to listen, or to lock.
+
+        Raises:
+            BackendUnavailable, BackendError: as in `transaction`.
+        """
+        import psycopg
+
+        try:
+            with psycopg.connect(
+                self._url, autocommit=True, connect_timeout=max(2, round(self._timeout))
+            ) as connection:
+                yield connection
+        except psycopg.Error as error:
+            raise self.explained(error) from error
+
+    def query(self, text: LiteralString) -> sql.Composed:
+        """Return a statement with ``{schema}`` filled in (write ``{{`` for a brace)."""
+        from psycopg import sql
+
+        return sql.SQL(text).format(schema=sql.Identifier(self.schema))
+
+    def explained(self, error: psycopg.Error, *, uncertain: bool = False) -> BackendError:
+        """Return psycopg's error as one of ours; no password is in it."""
+        import psycopg
+
+        state = error.sqlstate or ""
+        said = " ".join(str(error).split()) or type(error).__name__
+        if state in ("42P01", "3F000", "42703"):  # undefined table, schema, column
+            return SchemaOutdated(
+                f"{self.address}: {said}; run `statestore db init` (or `upgrade`) first"
+            )
+        lost = isinstance(error, psycopg.OperationalError) and not state.startswith(("40", "53"))
+        if lost or state.startswith(("08", "57P")):
+            return BackendUnavailable(
+                f"{self.address} cannot be reached: {said}", uncertain=uncertain
+            )
+        return BackendError(f"{self.address} refused: {said}")
+
+    # The schema
+
+    def status(self) -> SchemaStatus:
+        """Return what of our schema is there. Reads only.
+
+        Raises:
+            SchemaOutdated: it was made by a newer version, or by other files than these.
+            BackendError: as in `transaction`.
+        """
+        with self.transaction() as connection:
+            return self._status(connection)
+
+    def upgrade(self) -> tuple[Migration, ...]:
+        """Make the schema if it is not there and apply what is pending; return what was applied.
+
+        Doing so again does nothing. Each migration is one transaction: of one that fails nothing
+        is left, and the ones before it stand.
+
+        Raises:
+            SchemaOutdated, BackendError: as in `status`.
+        """
+        done = []
+        while (applied := self._apply_next()) is not None:
+            done.append(applied)
+        return tuple(done)
+
+    def require_schema(self) -> None:
+        """Raise `SchemaOutdated` unless the schema is the one this version works on."""
+        status = self.status()
+        if status.pending:
+            raise SchemaOutdated(
+                f"{self.address} is at schema version {status.version}, and this statestore needs "
+                f"{status.pending[-1].number}: run `statestore db upgrade`"
+                + ("" if status.applied else " (or `statestore db init`)")
+            )
+
+    def _apply_next(self) -> Migration | None:
+        from psycopg import sql
+
+        name = sql.Identifier(self.schema)
+        with self.transaction() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATIONS_LOCK])
+            status = self._status(connection)
+            if not status.pending:
+                return None
+            if not status.applied:
+                connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
+                connection.execute(
+                    self.query(
+                        "CREATE TABLE {schema}.migrations (number integer PRIMARY KEY, name text "
+                        "NOT NULL, sha256 text NOT NULL, applied_at timestamptz NOT NULL "
+                        "DEFAULT clock_timestamp())"
+                    )
+                )
+            migration = status.pending[0]
+            # The files name no schema; for this transaction theirs is ours.
+            connection.execute(sql.SQL("SET LOCAL search_path TO {}, pg_catalog").format(name))
+            connection.execute(migration.text.encode())
+            connection.execute(
+                self.query(
+                    "INSERT INTO {schema}.migrations (number, name, sha256) VALUES (%s, %s, %s)"
+                ),
+                [migration.number, migration.name, migration.sha256],
+            )
+        return migration
+
+    def _status(self, connection: psycopg.Connection[tuple[Any, ...]]) -> SchemaStatus:
+        known = migrations()
+        there = connection.execute(
+            "SELECT to_regclass(%s) IS NOT NULL", [f"{self.schema}.migrations"]
+        ).fetchone()
+        rows: list[tuple[Any, ...]] = []
+        if there is not None and there[0]:
+            rows = connection.execute(
+                self.query(
+                    "SELECT number, name, sha256, applied_at FROM {schema}.migrations "
+                    "ORDER BY number"
+                )
+            ).fetchall()
+        applied = tuple(Applied(*row) for row in rows)
+        for was, file in zip(applied, known, strict=False):
+            if (was.number, was.sha256) != (file.number, file.sha256):
+                raise SchemaOutdated(
+                    f"{self.address}: migration {was.number} ({was.name}) is not the one of this "
+                    f"version ({file.number}, {file.name}): the schema was made by other files; "
+                    "use another schema name, or the version it was made with"
+                )
+        if len(applied) > len(known):
+            raise SchemaOutdated(
+                f"{self.address} is at schema version {applied[-1].number}, made by a newer "
+                f"statestore; this one knows {known[-1].number}: install the newer one"
+            )
+        return SchemaStatus(self.schema, applied, known[len(applied) :])
+
+    def _opened(self) -> psycopg_pool.ConnectionPool[Any]:
+        if self._pool is None:
+            import psycopg_pool
+
+            self._pool = psycopg_pool.ConnectionPool(
+                self._url,
+                min_size=0,
+                max_size=self._connections,
+                timeout=self._timeout,
+                kwargs={"connect_timeout": max(2, round(self._timeout))},
+                check=psycopg_pool.ConnectionPool.check_connection,
+                open=True,
+                name=f"statestore:{self.schema}",
+            )
+        return self._pool
+
+
+def migrations() -> tuple[Migration, ...]:
+    """Return the numbered SQL files of this version, in order."""
+    found = []
+    for file in resources.files("statestore.backends").joinpath("sql").iterdir():
+        match = _FILE.fullmatch(file.name)
+        if match:
+            data = file.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            found.append(Migration(int(match[1]), match[2], digest, data.decode()))
+    return tuple(sorted(found, key=lambda migration: migration.number))
+
+
+def _address(told: dict[str, Any], schema: str) -> str:
+    host = told.get("host") or told.get("hostaddr") or "localhost"
+    port = f":{told['port']}" if told.get("port") else ""
+    return f"postgresql://{host}{port}/{told.get('dbname') or ''} (schema {schema})"

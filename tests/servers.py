@@ -1,0 +1,129 @@
+"""Real servers on 127.0.0.1, started and stopped by the test run itself, as root or not."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE = 60  # seconds; for a machine that is busy
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class PostgresServer:
+    """One cluster in a folder of its own; it may be killed and started again."""
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self.port = free_port()
+        self._data = folder / "data"
+        self._log = folder / "log"
+        self._binaries = binaries
+        self._process: subprocess.Popen[bytes] | None = None
+        # PostgreSQL refuses to run as root; Debian's package brings a user for it.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            folder.parent.chmod(0o755)
+            shutil.chown(folder, self._user)
+        self._run(
+            "initdb", "-D", self._data, "-U", "bot", "--auth=trust", "-E", "UTF8", "--locale=C"
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://bot@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self._data,
+            "max_connections": 60,
+            "shared_buffers": "32MB",
+        }
+        options = [f"-c{name}={value}" for name, value in settings.items()]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, *options],
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                cwd="/",
+                start_new_session=True,
+            )
+        until = time.monotonic() + PATIENCE
+        ready = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False).returncode:
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"PostgreSQL did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its children at once, as a power cut would stop them."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(PATIENCE)
+        self._process = None
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)  # "fast": connections are closed
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self._process = None
+
+    def _run(self, program: str, *arguments: object) -> None:
+        done = subprocess.run(
+            [self._binaries / program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            user=self._user,
+            cwd="/",
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed as {self._user or getpass.getuser()}: {done}")
+
+
+def postgres_binaries() -> Path | None:
+    """Return the newest PostgreSQL server's folder of programs, None where there is none."""
+    on_path = shutil.which("initdb")
+    debian = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3])
+    )
+    found = debian[-1] if debian else (Path(on_path) if on_path else None)
+    return found.parent if found else None
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """Run a server of one's own. `postgres_binaries` has to be there."""
+    binaries = postgres_binaries()
+    assert binaries is not None
+    with tempfile.TemporaryDirectory(prefix="statestore-pg-") as folder:
+        Path(folder).chmod(0o755)
+        cluster = Path(folder) / "cluster"
+        cluster.mkdir()
+        server = PostgresServer(cluster, binaries)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
