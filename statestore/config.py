@@ -11,6 +11,8 @@ setting            environment                 default
 ``backup_dir``     ``STATESTORE_BACKUP_DIR``   ``state_backups`` beside the state
 ``audit_file``     ``STATESTORE_AUDIT_FILE``   ``state_audit.jsonl`` beside the state
 ``ledger``         ``STATESTORE_LEDGER``       ``fills.sqlite3`` beside the state
+``bars``           ``STATESTORE_BARS``         ``bars.sqlite3`` beside the state
+``signals_dir``    ``STATESTORE_SIGNALS_DIR``  ``signals`` beside the state
 ``key_file``       ``COINBASE_KEY_FILE``       none
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
 ``reserve`` table                              nothing is reserved
@@ -70,6 +72,8 @@ _PATHS = {
     "backup_dir": "STATESTORE_BACKUP_DIR",
     "audit_file": "STATESTORE_AUDIT_FILE",
     "ledger": "STATESTORE_LEDGER",
+    "bars": "STATESTORE_BARS",
+    "signals_dir": "STATESTORE_SIGNALS_DIR",
     "key_file": "COINBASE_KEY_FILE",
 }
 _TEXTS = {"base_url": "COINBASE_BASE_URL"}
@@ -89,6 +93,8 @@ class Settings:
     backup_dir: Path | None = None
     audit_file: Path | None = None
     ledger: Path | None = None
+    bars: Path | None = None
+    signals_dir: Path | None = None
     key_file: Path | None = None
     base_url: str = "api.coinbase.com"
     reserve: Mapping[str, Decimal] = field(default_factory=dict)
@@ -152,6 +158,8 @@ class Places:
     backup_dir: Path
     audit_file: Path
     ledger: Path
+    bars: Path
+    signals_dir: Path
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -176,6 +184,8 @@ def places(
         backup_dir=backup_dir or settings.backup_dir or path.parent / "state_backups",
         audit_file=settings.audit_file or path.parent / "state_audit.jsonl",
         ledger=settings.ledger or path.parent / "fills.sqlite3",
+        bars=settings.bars or path.parent / "bars.sqlite3",
+        signals_dir=settings.signals_dir or path.parent / "signals",
     )
 
 

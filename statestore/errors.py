@@ -26,6 +26,8 @@
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
     |-- ImportRefused               what a file holds is there already, so nothing is written
+    |-- ReinsertRefused             a position is held, so it is not given up for a signal
+    |-- SignalError                 a file of the inbox is no signal, or names none that is there
     `-- PlanStale                   what a saved plan was made from has changed
 
 A message names the file or the fill, what was found, what was expected, and what to do next. No
@@ -195,6 +197,14 @@ class RebuildRefused(StateStoreError):
 
 class ImportRefused(StateStoreError):
     """At least one position of a file is there already, so nothing was written."""
+
+
+class ReinsertRefused(StateStoreError):
+    """A position that is held was to be replaced by a signal; nothing was written."""
+
+
+class SignalError(StateStoreError):
+    """A file in the inbox is not a signal, or a signal that was asked for is not there."""
 
 
 class PlanStale(StateStoreError):

@@ -44,6 +44,7 @@ def replace_state(
     facts: Mapping[str, Any] | None = None,
     told: Mapping[str, Any] | None = None,
     may_begin: bool = False,
+    then: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
     """Check the kill switch, ask, back up, write, audit, print; old backups go at the very end.
 
@@ -58,6 +59,7 @@ def replace_state(
         facts: more for the audit line.
         told: more for the report.
         may_begin: there may be no state yet; then an undo goes back to one without positions.
+        then: done once all of it is; returns more for the report.
 
     Raises:
         KillSwitchNotEngaged: the bot may trade.
@@ -94,7 +96,7 @@ def replace_state(
     else:
         note(f"Former state: {kept.backup} (revision {kept.document.revision}).")
     report = _report(action, store, saved.revision, kept, prune(store, keep))
-    print_json(report | dict(told or {}))
+    print_json(report | dict(told or {}) | dict(then() if then else {}))
 
 
 def retention(settings: Settings) -> Retention:

@@ -27,7 +27,7 @@ from statestore.errors import BackupFailed, SaveFailed, UsageError
 logger = logging.getLogger(__name__)
 
 # Made before something replaced the state, so needed to take that back.
-REPAIRS = frozenset({"rebuild", "restore", "undo", "import", "seal", "edit"})
+REPAIRS = frozenset({"rebuild", "restore", "undo", "import", "reinsert", "seal", "edit"})
 
 _BURST = 60 * times.NANOSECONDS
 _DAY = 86_400 * times.NANOSECONDS

@@ -301,10 +301,11 @@ def _examine_strictly(data: bytes) -> None:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise Damaged(f"has the key {twice!r} twice in one object")
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise Damaged(f"has the key {key!r:.80} twice in one object")
+        seen.add(key)
 
 
 # Writing

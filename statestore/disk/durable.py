@@ -228,6 +228,21 @@ def create_file(path: Path, data: bytes) -> None:
     flush_folders_above(path)
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Move a file that is durable into another folder of its file system, durably and in one step.
+
+    What stands under `target` is replaced. After a power cut the file has one of the two names.
+
+    Raises:
+        SaveFailed: the system refused; the file is where it was.
+        SaveNotDurable: it was moved, but a power cut may bring it back.
+    """
+    with _step(target, "rename"):
+        os.replace(source, target)
+    flush_folder(target)
+    flush_folder(source)
+
+
 def make_directory(path: Path) -> None:
     """Make a folder and its missing parents; each new one is flushed into the one above it."""
     missing = []

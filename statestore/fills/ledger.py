@@ -273,6 +273,8 @@ class LedgerSource:
                 return action(connection)
         except _Damaged as error:
             self._set_aside(str(error))
+        except UnicodeDecodeError:  # SQLite quotes what it found, and sqlite3 cannot say it
+            self._set_aside("its tables are no text")
         except (_NotOurs, OSError) as error:
             self._give_up(getattr(error, "strerror", None) or str(error))
         except sqlite3.DatabaseError as error:

@@ -330,3 +330,28 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(target, monkeypatch)
 
     with pytest.raises(durable.TooLarge, match="3 bytes"):
         durable.read_file(target, 2)
+
+
+def test_a_moved_file_has_one_name_and_both_folders_are_flushed(tmp_path, monkeypatch):
+    source, target = tmp_path / "pending" / "a", tmp_path / "done" / "a"
+    for path in (source, target):
+        path.parent.mkdir()
+        path.write_text(str(path.parent.name))
+    synced, original = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or original(fd))
+
+    durable.move_file(source, target)
+
+    assert synced == [path.parent.stat().st_ino for path in (target, source)]
+    assert (source.exists(), target.read_text()) == (False, "pending")
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_move_that_the_system_refuses_is_said(tmp_path, monkeypatch, call):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_text("x")
+    fail(monkeypatch, call, errno.EIO)
+
+    with pytest.raises(SaveFailed if call == "replace" else SaveNotDurable):
+        durable.move_file(source, target)
+    assert source.exists() is (call == "replace")

@@ -15,10 +15,11 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, redirect_stderr, suppress
+from copy import deepcopy
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from statestore import times
 from statestore.amounts import parse_amount, text
@@ -26,13 +27,13 @@ from statestore.cli.output import show_plan
 from statestore.cli.reporting import _why
 from statestore.cli.undo import _newest_repair
 from statestore.config import load_settings, origins, places
-from statestore.disk import codec
+from statestore.disk import codec, strict
 from statestore.disk.audit import AuditLog
 from statestore.disk.backups import Backups, Retention
 from statestore.disk.history import differences, read_document, versions
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
-from statestore.errors import StateStoreError
+from statestore.errors import StateInvalid, StateStoreError
 from statestore.fills.archive import Archive, Rules, replay_archive, replay_fills
 from statestore.fills.ledger import LedgerSource
 from statestore.fills.normalise import normalise
@@ -44,8 +45,11 @@ from statestore.repair.plan import document, read_entries, recorded_of
 from statestore.repair.rebuild import Options, Proposal, propose
 from statestore.repair.report import Outcome, Report, render
 from statestore.repair.trail import fill_trail
+from statestore.runtime import envelope
 from statestore.runtime.legacy import read_legacy
 from statestore.runtime.risk import RiskEngine
+from statestore.runtime.signals import Inbox
+from statestore.runtime.transfer import contents_of, plan_import
 from statestore.runtime.validation import problems
 from statestore.simulated import fill, fills
 from statestore.texts import printable
@@ -481,7 +485,7 @@ def _edited(good: bytes, data: bytes) -> bytes:
     for first, second, third in zip(data[:12:3], data[1:12:3], data[2:12:3], strict=False):
         holders = list(_holders(document))
         holder, key = holders[(first * 256 + second) % len(holders)]
-        holder[key] = _HOSTILE[third % len(_HOSTILE)]
+        holder[key] = deepcopy(_HOSTILE[third % len(_HOSTILE)])
     body = {name: value for name, value in document.items() if name not in ("schema", "sha256")}
     with suppress(ValueError):
         document["sha256"] = planfile._sum(planfile.decode_json(codec.to_json(body)))  # type: ignore[arg-type]
@@ -496,6 +500,50 @@ def _holders(value: Any) -> Iterator[tuple[Any, Any]]:
         yield value, key
         if isinstance(inner, (dict, list)):
             yield from _holders(inner)
+
+
+def envelopes(data: bytes, folder: Path) -> None:
+    """Exports in each of their forms; what reads is written and reads the same, in each form."""
+    for name in ("export.json", "export.csv"):
+        path = folder / name
+        for content in {data, sealed(data)}:
+            path.write_bytes(content)
+            with suppress(StateStoreError):
+                read = envelope.read(path)
+                contents = contents_of(StateStore(folder / "state.json").load(), path)
+                plan_import(read, contents, replace=read.kind == "state")
+                for form in (
+                    ("json", "jsonl") if read.kind == "state" else get_args(envelope.Format)
+                ):
+                    again = folder / f"again.{form}"
+                    try:
+                        envelope.write(again, read, form)
+                    except StateInvalid:
+                        continue  # a legacy file may hold what is never written
+                    found = envelope.read(again)
+                    assert _same([*found.rows], [*read.rows]), form
+                    assert _same(dict(found.sections), dict(read.sections)), form
+
+
+def signals(data: bytes, folder: Path) -> None:
+    """Files in the inbox, under their own id and under another: told, or left alone."""
+    inbox = Inbox(folder / "inbox")
+    name = "x"
+    with suppress(ValueError, AttributeError):
+        name = str(strict.parse(data).get("id"))
+    for stem in {"x", name}:
+        if re.fullmatch("[A-Za-z0-9_-]{1,50}", stem):
+            path = inbox.path("pending", stem)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    found, damaged = inbox.signals("pending")
+    to_terminal("".join(f"{one.path} {one.why}" for one in damaged))
+    for signal in found:
+        to_terminal(f"{signal.id} {signal.symbol} {signal.status} {signal.action} {signal.ticker}")
+        _ = signal.prior, signal.keys, signal.replaces, signal.learned("1m"), signal.attempts
+        with suppress(StateStoreError):
+            inbox.settle(signal, "done")
+    inbox.tidy()
 
 
 class _Remembered:
@@ -590,6 +638,8 @@ TARGETS: dict[str, Target] = {
         answers,
         repair,
         plan,
+        envelopes,
+        signals,
         ledger,
         ledger_schema,
         values,
