@@ -33,8 +33,20 @@ def json_line(value: object, *, indent: int | None = 2) -> bytes:
     Characters that are not seen are escaped: the same text for a program, and none for a terminal
     to obey.
     """
-    text = to_json(value, indent=indent).decode()
+    try:
+        text = to_json(value, indent=indent).decode()
+    except UnicodeEncodeError:
+        text = to_json(_mended(value), indent=indent).decode()
     return f"{_BEYOND.sub(_escaped, text)}\n".encode()
+
+
+def _mended(value: object) -> object:
+    """The value with half characters (of a file name, say) as text: no JSON has them."""
+    if isinstance(value, Mapping):
+        return {_mended(key): _mended(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mended(inner) for inner in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -100,6 +100,16 @@ def test_a_hostile_state_reaches_no_terminal(statestore: Run, state_file: Path) 
     assert json.loads(statestore("show", "--state", state_file).out)[HOSTILE] == 2
 
 
+def test_half_a_character_of_a_record_is_printed(statestore: Run, state_file: Path) -> None:
+    """What a file name that is no text leaves in a record; no JSON can hold it."""
+    StateStore(state_file).save({"positions": {}})
+    AuditLog(state_file.with_name("state_audit.jsonl")).append({"action": "x", "by": "a\udc80"})
+    ran = statestore("audit", "--state", state_file)
+
+    assert ran.code == 0
+    assert ran.json["entries"][0]["by"] == "a\\udc80"
+
+
 def test_an_error_and_a_bug_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     program = (
         "import click, sys; from statestore.cli import exits\n"

@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from statestore import times
 from statestore.amounts import parse_amount, text
-from statestore.cli.output import show_plan
+from statestore.cli.output import json_line, show_plan
 from statestore.cli.reporting import _why
 from statestore.cli.undo import _newest_repair
 from statestore.config import load_settings, origins, places
@@ -161,7 +161,7 @@ def audit(data: bytes, folder: Path) -> None:
         with suppress(StateStoreError):
             log.verify()
         with suppress(StateStoreError):
-            to_terminal(codec.to_json([_texts(entry) for entry in log.entries()]).decode())
+            to_terminal(json_line([_texts(entry) for entry in log.entries()]).decode())
         with suppress(StateStoreError):
             repair = _newest_repair(log, opened)
             to_terminal(f"{repair} {repair.backup}")
@@ -198,6 +198,7 @@ def kill_switch(data: bytes, folder: Path) -> None:
     details = switch.details()
     assert details is not None
     to_terminal(_why(details))
+    to_terminal(json_line(_texts(details)).decode())
 
 
 def backup_names(data: bytes, folder: Path) -> None:
