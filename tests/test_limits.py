@@ -163,6 +163,19 @@ def test_a_kill_switch_is_engaged_whatever_is_in_it(tmp_path: Path) -> None:
     assert switch.details() == {}
 
 
+@pytest.mark.parametrize("name", ["BTC\x1b[2J-USD", "BTC\x7f-USD", "BTC\u202e-USD", "BTC-U\nSD"])
+def test_a_product_whose_name_cannot_be_seen_is_none(name: str, tmp_path: Path) -> None:
+    """Whole or a line at a time: it would become a key of the state."""
+    path = tmp_path / "fills.jsonl"
+    rows = [fill("BUY 1 BTC-USD @ 100", product_id=name, entry_id=str(n)) for n in range(2)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+
+    assert [one.reason[-18:] for one in normalise([read_fills(path)]).rejected] == [
+        " is not BASE-QUOTE"
+    ] * 2
+    assert replay_archive(path, Rules()).assets == {}
+
+
 def test_one_line_of_a_gigabyte_is_no_file_of_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,9 +136,14 @@ class AuditLog:
     def _decode(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             entry = json.loads(line, parse_float=Decimal, parse_constant=_no_number)
-        except (ValueError, RecursionError, ArithmeticError) as error:
+        except (ValueError, RecursionError) as error:
             raise AuditBroken(
                 self.path, f"{self.path} line {number} is not JSON: {error}"
+            ) from error
+        except ArithmeticError as error:
+            raise AuditBroken(
+                self.path,
+                f"{self.path} line {number} holds a number whose exponent is beyond all magnitude",
             ) from error
         if not isinstance(entry, dict):
             raise AuditBroken(self.path, f"{self.path} line {number} is not a JSON object")

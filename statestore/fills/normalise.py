@@ -124,8 +124,8 @@ def plain_rows(lines: bytes) -> PlainRows | None:
     looking at many texts at once is never more lenient than what is told there: plain digits with
     at most one point and no exponent, an amount above zero, RFC 3339 in UTC.
     """
-    if not lines.isascii() or b"\\" in lines or b"\r" in lines:
-        return None  # other scripts' digits, escapes, other ends of lines
+    if not lines.isascii() or b"\\" in lines or b"\r" in lines or b"\x7f" in lines:
+        return None  # other scripts' digits, escapes, other ends of lines, what is not seen
     if not lines.endswith(b"\n"):
         lines += b"\n"
     try:
@@ -487,7 +487,7 @@ def _spot_pair(product_id: str) -> tuple[str, str]:
     parts = product_id.split("-")
     if len(parts) > 2:
         raise Skipped("futures", product_id)
-    if len(parts) != 2 or not all(parts):
+    if len(parts) != 2 or not all(parts) or not product_id.isprintable():
         raise ValueError(f"product_id {product_id!r:.40} is not BASE-QUOTE")
     return parts[0], parts[1]
 

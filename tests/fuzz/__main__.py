@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ def main() -> int:
     names = asked.targets or list(TARGETS)
     failed = 0
     for name in names:
+        before = _processor_seconds()
         ran = subprocess.run(
             [sys.executable, "-m", "tests.fuzz", "--one", name, "--keep", asked.keep]
             + ["--minutes", str(asked.minutes / len(names))],
@@ -40,9 +42,15 @@ def main() -> int:
         )
         # libFuzzer ends the process itself, so what was found is told by what was said.
         failed |= ran.returncode or "FOUND" in ran.stdout
-        sys.stdout.write(f"{ran.stdout}{name}: {_summary(ran.stderr)}, exit {ran.returncode}\n")
+        spent = f"{_processor_seconds() - before:.0f} s of a processor"
+        sys.stdout.write(f"{ran.stdout}{name}: {_summary(ran.stderr)}, {spent}\n")
         sys.stdout.flush()
     return failed
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _summary(log: str) -> str:
