@@ -2,7 +2,7 @@
 
 An instant is an ``int``: nanoseconds since 1970-01-01T00:00:00Z. `datetime` keeps six fraction
 digits only, and fills of one order differ in the ninth; so text goes in, text comes out, and
-nothing in between rounds. An instant fits 64 bits, so its year is one of 1678 to 2261.
+nothing in between rounds. Years are 1000 to 8999, so that what is near an instant has a name, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 NANOSECONDS = 1_000_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = -(2**63), 2**63 - 1
 _RFC3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
@@ -35,8 +34,8 @@ def parse_instant(text: str) -> int:
     offset = "+00:00" if zone in "Zz" else zone
     moment = datetime.fromisoformat(f"{day}T{clock}{offset}")
     instant = instant_of(moment) + int((fraction or "").ljust(9, "0"))
-    if not _FIRST <= instant <= _LAST:
-        raise ValueError(f"{text} is not of the years 1678 to 2261")
+    if not _FIRST <= instant < _END:
+        raise ValueError(f"{text} is not of the years 1000 to 8999")
     return instant
 
 
@@ -61,3 +60,6 @@ def format_instant(instant: int) -> str:
 def now() -> int:
     """Return the present instant, to the microsecond."""
     return instant_of(datetime.now(UTC))
+
+
+_FIRST, _END = (instant_of(datetime(year, 1, 1, tzinfo=UTC)) for year in (1000, 9000))
