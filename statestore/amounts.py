@@ -78,7 +78,11 @@ def parse_amount(value: object) -> Decimal:
         raise ValueError(f"{value!r:.40} is not a decimal number")
     _, digits, exponent = value.as_tuple()
     assert isinstance(exponent, int)  # finite
-    if value and (exponent < -_LARGEST_EXPONENT or exponent + len(digits) > _LARGEST_EXPONENT):
+    if exponent < -_LARGEST_EXPONENT or exponent + len(digits) > _LARGEST_EXPONENT:
+        if not value:
+            return (
+                ZERO  # however far its exponent is out: 0E+999999999 would be added digit by digit
+            )
         raise ValueError(f"{str(value)[:40]!r} is beyond every market's magnitude")
     return value
 

@@ -92,6 +92,7 @@ _TEXTS = {
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
 _BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
 _DB_TYPES = ("file", "influxdb", "postgres")
+_LONGEST_FILE = 1 << 20
 _RETENTION = ("keep_last", "keep_days", "keep_repairs_days")
 
 
@@ -409,14 +410,18 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
         if found is None:
             return {}
         path = found
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_FILE + 1)
+        if len(data) > _LONGEST_FILE:
+            raise ConfigError(f"{path} is longer than {_LONGEST_FILE} bytes, which no settings are")
+        table = tomllib.loads(data.decode())
     except OSError as error:
         # Not "no settings": what is in there may be a reserve.
         raise ConfigError(
             f"cannot read {error.filename or path}: {error.strerror or error}; make it readable, "
             "or name another file in STATESTORE_CONFIG"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of 5000 digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return {name: _value(path, name, value) for name, value in table.items()}
 
@@ -434,12 +439,22 @@ def _value(path: Path, name: str, value: object) -> Any:
             )
         return StateUrl(value)
     if name in _PATHS and isinstance(value, str):
-        # Relative to the file that says so, not to wherever the command was started.
-        return path.parent / Path(value).expanduser()
+        return _named(path, name, value)
     if name in _TEXTS and isinstance(value, str):
         return value
     known = ", ".join([*_PATHS, *_TEXTS, "reserve", "backups"])
     raise ConfigError(f"{path}: {name} = {value!r:.40} is not understood; settings are {known}")
+
+
+def _named(path: Path, name: str, value: str) -> Path:
+    """Relative to the file that says so, not to wherever the command was started."""
+    if not value or "\0" in value:
+        raise ConfigError(f"{path}: {name} = {value!r:.80} is no path")
+    try:
+        found = Path(value).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {name} = {value!r:.80}: nobody's home: {error}") from error
+    return path.parent / found
 
 
 def _reserved(path: Path, asset: str, units: object) -> Decimal:

@@ -154,7 +154,7 @@ class Fault:
 
     Attributes:
         status: HTTP status; the body is ``text`` for anything but 200.
-        text: the body in place of the true answer.
+        text: the body in place of the true answer; bytes as they are, for one that is packed.
         headers: further headers.
         change: applied to the true answer before it is sent.
         wait: seconds before answering; cut short when the exchange stops.
@@ -163,7 +163,7 @@ class Fault:
     """
 
     status: int = 200
-    text: str | None = None
+    text: str | bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     change: Callable[[Answer], Answer] | None = None
     wait: float = 0
@@ -781,7 +781,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.stopping.wait(left)
         if fault.drop:
             return
-        body = (json.dumps(answer) if fault.text is None else fault.text).encode()
+        text = json.dumps(answer) if fault.text is None else fault.text
+        body = text if isinstance(text, bytes) else text.encode()
         self.send_response(fault.status)
         html = body.startswith(b"<")
         self.send_header("Content-Type", "text/html" if html else "application/json")

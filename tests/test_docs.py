@@ -20,7 +20,8 @@ from statestore.times import NANOSECONDS, format_instant, now
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -158,6 +159,15 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path, builder: str
     )
 
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("page", ["docs/threat-model.md"])
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text()))
+
+    assert len(named) > 20
+    assert {name for name in named if f"def {name}(" not in written} == set()
 
 
 def commands() -> list[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from statestore.cli.exits import EPILOG
+from statestore.cli.screen import tell
 from statestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -145,12 +146,12 @@ class _Story:
         store.save(state, reason="trade")
 
     def _say(self, sentence: str) -> None:
-        click.echo()
-        click.secho(sentence, bold=True)
+        tell("")
+        tell(sentence, bold=True)
 
     def _run(self, line: str, *, show: bool = False) -> None:
         """Type one command; what goes to a file is shown in short, other data if asked for."""
-        click.secho(f"$ {line}", fg="cyan")
+        tell(f"$ {line}", fg="cyan")
         typed, _, target = line.partition(" > ")
         program, _, arguments = typed.partition(" ")
         name = "rebuild " if program == "rebuild_positions" else ""
@@ -168,20 +169,20 @@ class _Story:
         elif show:
             click.echo(ran.stdout.decode().rstrip())
         if ran.returncode:
-            click.echo(f"(exit {ran.returncode})")
+            tell(f"(exit {ran.returncode})")
         if target and "positions_updated" in ran.stdout.decode():
             document = json.loads(ran.stdout)
             counts = {name: value for name, value in document.items() if "positions_" in name}
-            click.echo(f"{target}: {json.dumps(counts)}")
+            tell(f"{target}: {json.dumps(counts)}")
 
     def _list(self) -> None:
-        click.secho("$ ls -A data data/state_backups", fg="cyan")
+        tell("$ ls -A data data/state_backups", fg="cyan")
         data = self.folder / "data"
         for path in sorted(data.rglob("*")):
             if path.is_file():
-                click.echo(f"{path.stat().st_size:>8}  {path.relative_to(self.folder)}")
+                tell(f"{path.stat().st_size:>8}  {path.relative_to(self.folder)}")
 
     def _show_audit(self) -> None:
         line = json.loads((self.folder / "audit.json").read_bytes())["entries"][-1]
         keys = ", ".join(f"{c['key']} {c['action']}" for c in line["changes"])
-        click.echo(f"{line['at']}  {line['action']} by {line['by']}: {keys}")
+        tell(f"{line['at']}  {line['action']} by {line['by']}: {keys}")

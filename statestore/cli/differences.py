@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
 from statestore.cli.output import note, print_json
+from statestore.cli.screen import tell
 from statestore.disk.codec import to_json
 from statestore.disk.store import StateStore
 
@@ -21,13 +20,13 @@ def show_differences(report: Mapping[str, Any], before: str, after: str) -> None
         return
     positions = report["positions"]
     for key, entry in positions["removed"].items():
-        click.secho(f"  - {key}  {_entry(entry)}", err=True, fg="red")
+        tell(f"  - {key}  {_entry(entry)}", err=True, fg="red")
     for key, entry in positions["added"].items():
-        click.secho(f"  + {key}  {_entry(entry)}", err=True, fg="green")
+        tell(f"  + {key}  {_entry(entry)}", err=True, fg="green")
     for key, fields in positions["changed"].items():
         for name, sides in fields.items():
             before, after = (_side(sides, side) for side in ("before", "after"))
-            click.secho(f"  ~ {key}.{name}  {before} -> {after}", err=True, fg="yellow")
+            tell(f"  ~ {key}.{name}  {before} -> {after}", err=True, fg="yellow")
     for part in report["sections"]:
         if part["change"] != "same":
             sizes = f"{part['bytes_before']} -> {part['bytes_after']} bytes"

@@ -139,8 +139,10 @@ def command(**flags: Any) -> int:
         print_json({"schema": "statestore.doctor/1", "ok": ok, "exit_code": code, "checks": checks})
     else:
         _show(lines)
+    from statestore.cli.screen import note
+
     for bug in bugs:
-        click.echo(bug, err=True)
+        note(bug)
     return code
 
 
@@ -516,15 +518,16 @@ def _show(lines: list[Line]) -> None:
     """Print one finding a line, wrapped to the terminal; a remedy is never wrapped: it is typed."""
     import textwrap
 
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    from statestore.cli.screen import console
+
+    terminal = console(highlight=False, width=None if sys.stdout.isatty() else 80)
     for line in lines:
         start = f"{line.level:<8} {line.check:<12} "
         wrapped = textwrap.wrap(
             line.message,
-            max(console.width - len(start), 30),
+            max(terminal.width - len(start), 30),
             break_long_words=False,
             break_on_hyphens=False,
         )
@@ -532,6 +535,6 @@ def _show(lines: list[Line]) -> None:
         shown.append(("\n" + " " * len(start)).join(wrapped), style="default")
         if line.remedy:
             shown.append(f"\n{' ' * 9}-> {line.remedy}", style="default")
-        console.print(shown, soft_wrap=True)
+        terminal.print(shown, soft_wrap=True)
     count = {level: sum(line.level == level for line in lines) for level in _STYLES}
-    console.print(f"{count['failure']} failure(s), {count['warning']} warning(s)", markup=False)
+    terminal.print(f"{count['failure']} failure(s), {count['warning']} warning(s)")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 import click
 
 from statestore import errors
+from statestore.cli.screen import note
 
 UNPROVEN = 3
 INTERRUPTED = 130
@@ -63,13 +67,15 @@ def run(command: click.Command) -> NoReturn:
         code = command.main(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        note(said.getvalue().rstrip("\n"))
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; nothing further is written.", err=True)
+        note("Interrupted; nothing further is written.")
         code = INTERRUPTED
     except errors.StateStoreError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        note(f"Error: {' '.join(str(error).split())}")
         code = code_for(type(error))
     except (BrokenPipeError, SystemExit) as gone:
         if isinstance(gone, SystemExit) and not gone.code:
@@ -84,4 +90,14 @@ def run(command: click.Command) -> NoReturn:
 
 def entry(command: click.Command) -> Callable[[], NoReturn]:
     """Return the function a console script calls."""
-    return lambda: run(command)
+
+    def main() -> NoReturn:
+        sys.excepthook = _show_bug
+        run(command)
+
+    return main
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """The whole traceback; what a terminal would obey in the message is shown instead."""
+    note("".join(traceback.format_exception(kind, error, where)).rstrip("\n"))

@@ -60,7 +60,9 @@ def command(asset: str, form: str, every: bool, **flags: Any) -> None:
             note_warnings(plan)
         print_json(_document(plan, change, trail))
     else:
-        click.echo("\n".join(_told(plan, change, trail, every)))
+        from statestore.cli.screen import tell
+
+        tell("\n".join(_told(plan, change, trail, every)))
 
 
 def _document(plan: Plan, change: Change, trail: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from statestore.cli.sources import (
     talk_options,
     window_options,
 )
+from statestore.texts import printable
 
 if TYPE_CHECKING:
     from statestore.repair.plan import Plan
@@ -73,7 +74,8 @@ def command(assets: tuple[str, ...], form: str, **flags: Any) -> None:
     over before the present position began. Amounts are exact, as text.
 
     In csv, a text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a
-    line break) is preceded by an apostrophe. Numbers are never changed.
+    line break) is preceded by an apostrophe, and what a terminal would obey is made visible.
+    Numbers are never changed.
     """
     plan = plan_about(assets, flags)
     if not flags["quiet"]:
@@ -84,10 +86,10 @@ def command(assets: tuple[str, ...], form: str, **flags: Any) -> None:
     if form == "csv":
         sys.stdout.buffer.write(_csv(records).encode())
     elif form == "jsonl":
-        from statestore.disk.codec import to_json
+        from statestore.cli.output import print_json
 
         for record in records:
-            sys.stdout.buffer.write(to_json(record, indent=None) + b"\n")
+            print_json(record, indent=None)
     else:
         from statestore.cli.output import print_json
 
@@ -129,4 +131,5 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    return f"'{text}" if name not in _OURS and text.startswith(_FORMULA) else text
+    shown = printable(text)
+    return f"'{shown}" if name not in _OURS and text.startswith(_FORMULA) else shown

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from statestore.cli.output import note, print_json
+from statestore.cli.screen import confirm
 from statestore.config import Places, Settings
 from statestore.disk import codec
 from statestore.disk.audit import AuditLog
@@ -69,7 +68,7 @@ def replace_state(
     check = halted(store.kill_switch(where.kill_switch), allow_live=allow_live)
     check()
     if ask and sys.stdin.isatty():
-        click.confirm(ask, abort=True, err=True)
+        confirm(ask)
     former: list[Former | None] = []
 
     def before_commit() -> None:

@@ -11,6 +11,7 @@ import click
 from statestore.cli.exits import EPILOG
 from statestore.cli.options import backup_dir_option, state_option
 from statestore.cli.output import print_json
+from statestore.cli.screen import console
 from statestore.cli.versions import as_json
 from statestore.config import StateUrl, load_settings, places
 from statestore.disk.history import Version
@@ -43,11 +44,9 @@ def command(state: Path | StateUrl | None, backup_dir: Path | None, form: str | 
 
 
 def _show(found: Sequence[Version]) -> None:
-    from rich.console import Console  # 35 ms that --help does not need
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Table  # 35 ms that --help does not need
 
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    terminal = console(stderr=True, width=None if sys.stderr.isatty() else 160)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("Time", "Revision", "Kind", "Saved for", "Backed up for", "Bytes"):
         table.add_column(heading, no_wrap=True)
@@ -58,14 +57,14 @@ def _show(found: Sequence[Version]) -> None:
             format_instant(version.time),
             "-" if version.revision is None else str(version.revision),
             version.kind,
-            escape(version.saved_for),  # a bot's own words
+            version.saved_for,
             version.backup_reason,
             str(version.bytes),
-            "yes" if version.valid else escape(f"no: {version.why}"),
-            escape(_name(version.path)),
+            "yes" if version.valid else f"no: {version.why}",
+            _name(version.path),
             style="" if version.valid else "red",
         )
-    console.print(table)
+    terminal.print(table)
 
 
 def _name(place: Place) -> str:

@@ -20,6 +20,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
+from statestore.cli.screen import tell
 from statestore.cli.transfers import db_options, import_halted, opened, refuse_lone
 from statestore.config import Places, load_settings, places
 from statestore.errors import UsageError
@@ -218,11 +219,11 @@ def _show(plan: Import) -> None:
     from statestore.runtime.sections import describe
 
     for key, position in list(plan.positions.items())[:_SHOWN]:
-        click.secho(f"  + {key}  {describe(position)}", err=True, fg="green")
+        tell(f"  + {key}  {describe(position)}", err=True, fg="green")
     if len(plan.positions) > _SHOWN:
         note(f"  + {len(plan.positions) - _SHOWN} more")
     for conflict in plan.conflicts[:_SHOWN]:
-        click.secho(f"  ! {conflict.where}.{conflict.key} {conflict.why}", err=True, fg="red")
+        tell(f"  ! {conflict.where}.{conflict.key} {conflict.why}", err=True, fg="red")
     if len(plan.conflicts) > _SHOWN:
         note(f"  ! {len(plan.conflicts) - _SHOWN} more")
     for name, count in plan.counts.items():
@@ -240,7 +241,7 @@ def _verify(file: Path, read: Envelope, held: Contents) -> int:
 
     missing = list(verify_import(read, held))
     for conflict in missing[:_SHOWN]:
-        click.secho(f"  ! {conflict.where}.{conflict.key} {conflict.why}", err=True, fg="red")
+        tell(f"  ! {conflict.where}.{conflict.key} {conflict.why}", err=True, fg="red")
     if len(missing) > _SHOWN:
         note(f"  ! {len(missing) - _SHOWN} more")
     note(

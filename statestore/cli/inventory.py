@@ -92,10 +92,11 @@ def _told(line: Listed) -> dict[str, Any]:
 
 
 def _show(listed: Sequence[Listed]) -> None:
-    from rich.console import Console  # 35 ms that --help does not need
-    from rich.table import Table
+    from rich.table import Table  # 35 ms that --help does not need
 
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+    from statestore.cli.screen import console
+
+    terminal = console(stderr=True, width=None if sys.stderr.isatty() else 140)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("What", "There", "Impact"):
         table.add_column(heading, no_wrap=True)
@@ -112,7 +113,7 @@ def _show(listed: Sequence[Listed]) -> None:
             item.rebuild or "cannot be rebuilt",
             style=style,
         )
-    console.print(table)
+    terminal.print(table)
 
 
 def _there(line: Listed) -> str:

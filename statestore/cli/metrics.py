@@ -28,6 +28,7 @@ import click
 
 from statestore import times
 from statestore.cli.exits import INTERRUPTED, code_for
+from statestore.cli.screen import note
 from statestore.errors import Place, StateStoreError, UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def recording(path: Path | None, command: str, state: Place) -> Iterator[Figures
                 message = f"--metrics-textfile {path} cannot be written: {error.strerror or error}"
                 if code == 0:
                     raise UsageError(message) from error
-                click.echo(f"Warning: {message}", err=True)
+                note(f"Warning: {message}")
 
 
 def _code_of(error: BaseException) -> int:

@@ -1,14 +1,16 @@
-"""What the commands print: JSON on stdout, tables and notes on stderr."""
+"""What the commands print: JSON on stdout, tables and notes on stderr (see `screen`)."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
 from statestore.amounts import text
+from statestore.cli.screen import console
+from statestore.cli.screen import note as note
 from statestore.disk.codec import to_json
 from statestore.repair.plan import QUANTITY_FIELDS, Action, Change, Plan
 
@@ -21,21 +23,47 @@ _STYLES = {
 }
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document; `Decimal`s are exact JSON numbers."""
-    sys.stdout.buffer.write(to_json(value) + b"\n")
+# JSON escapes the first 32 itself; of the others some are seen by nobody, or obeyed by a terminal.
+_BEYOND = re.compile(r"[\x7f-\U0010ffff]")
 
 
-def note(message: str) -> None:
-    click.echo(message, err=True)
+def json_line(value: object, *, indent: int | None = 2) -> bytes:
+    """Return a JSON document and the end of its line; `Decimal`s are exact JSON numbers.
+
+    Characters that are not seen are escaped: the same text for a program, and none for a terminal
+    to obey.
+    """
+    try:
+        text = to_json(value, indent=indent).decode()
+    except UnicodeEncodeError:
+        text = to_json(_mended(value), indent=indent).decode()
+    return f"{_BEYOND.sub(_escaped, text)}\n".encode()
+
+
+def _mended(value: object) -> object:
+    """The value with half characters (of a file name, say) as text: no JSON has them."""
+    if isinstance(value, Mapping):
+        return {_mended(key): _mended(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mended(inner) for inner in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.buffer.write(json_line(value, indent=indent))
 
 
 def show_plan(plan: Plan) -> None:
     """Print the plan for people: a line for each position, then the rest, then the warnings."""
-    from rich.console import Console  # 35 ms that --help and -q do not need
     from rich.table import Table
 
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+    terminal = console(stderr=True, width=None if sys.stderr.isatty() else 140)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("Position", "Action", "Status"):
         table.add_column(heading, no_wrap=True)
@@ -56,15 +84,15 @@ def show_plan(plan: Plan) -> None:
             style=_STYLES[change.action] if change.allowed else "bold red",
         )
     if table.row_count:
-        console.print(table)
+        terminal.print(table)
     if flat:
         names = ", ".join(change.asset for change in flat)
-        console.print(f"Traded, not held and not in the state: {names}", style="dim", markup=False)
+        terminal.print(f"Traded, not held and not in the state: {names}", style="dim")
     for warning in plan.warnings:
-        console.print(f"Warning: {warning.message}", style="yellow", markup=False, highlight=False)
+        terminal.print(f"Warning: {warning.message}", style="yellow", highlight=False)
     if plan.unmanaged:
         names = ", ".join(plan.unmanaged)
-        console.print(f"Held, but not in the state (--adopt): {names}", markup=False)
+        terminal.print(f"Held, but not in the state (--adopt): {names}")
 
 
 def _before_after(change: Change, field: str, found: str | None) -> str:

@@ -95,7 +95,7 @@ def command(**flags: Any) -> int:
     flags["dry_run"] |= flags["out"] is not None
     check_report(flags["report"])
     settings = load_settings()
-    saved = _saved_plan(flags)
+    saved = _saved_plan(flags, settings)
     state = flags["state"]
     where = places(
         settings,
@@ -121,7 +121,10 @@ def command(**flags: Any) -> int:
             if flags["out"] and not flags["quiet"]:
                 from statestore.cli.output import note
 
-                note(f"Kept the plan: 'rebuild_positions --apply {flags['out']}' writes just it.")
+                apply = f"--apply {flags['out']}"
+                if flags["state"]:
+                    apply += f" --state {flags['state']}"
+                note(f"Kept the plan: 'rebuild_positions {apply}' writes just it.")
             _print(proposal, store.path, dry_run=True)
             plan = proposal.plan
             differs = bool(plan.writes or plan.unproven or plan.evidence.rejected)
@@ -139,8 +142,11 @@ _RULES = ("products", "method", "key_style", "reserve", "adopt", "assume_entry")
 _SETTLED = ("out", *_WINDOW, *_RULES, "accept_partial", "strict_state")
 
 
-def _saved_plan(flags: dict[str, Any]) -> SavedPlan | None:
-    """Return the plan to apply, if one is named; it says which state and which files are meant."""
+def _saved_plan(flags: dict[str, Any], settings: Settings) -> SavedPlan | None:
+    """Return the plan to apply, if one is named; it says which recordings are meant.
+
+    Which state is written is for the operator to say (--state, or the settings), not for a file.
+    """
     path = flags["plan_path"]
     if path is None:
         return None
@@ -154,7 +160,7 @@ def _saved_plan(flags: dict[str, Any]) -> SavedPlan | None:
                 f"{parameter.opts[0]} does not go with --apply: the plan has settled that; "
                 "make another plan (--out)"
             )
-    saved = load_plan(path, place_of(flags["state"]))
+    saved = load_plan(path, place_of(flags["state"] or settings.state))
     if not flags["fills"]:
         flags.update(fills=saved.recorded.get("fills"), balances=saved.recorded.get("balances"))
     return saved
@@ -210,7 +216,9 @@ def _apply(
 
     count = len(proposal.plan.writes)
     if count and not flags["yes"] and sys.stdin.isatty():
-        click.confirm(f"Write {count} position(s) to {store.path}?", abort=True, err=True)
+        from statestore.cli.screen import confirm
+
+        confirm(f"Write {count} position(s) to {store.path}?")
     applied = apply(
         store,
         proposal,

@@ -14,6 +14,7 @@ from statestore.amounts import written
 from statestore.cli.exits import EPILOG
 from statestore.cli.options import FILE, Instant
 from statestore.cli.output import note, print_json
+from statestore.cli.screen import console
 from statestore.errors import UsageError
 from statestore.fills.archive import Archive, OnBytes, Replayed, Rules, replay_archive
 from statestore.model import PEGS, Method, Status
@@ -151,17 +152,16 @@ def _progress(path: Path, quiet: bool) -> Iterator[OnBytes | None]:
     if quiet or not sys.stderr.isatty() or not path.is_file():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
     # No thread of its own: processes are forked while it stands.
-    bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+    bar = Progress(*columns, console=console(stderr=True), auto_refresh=False, transient=True)
     with bar:
         task = bar.add_task(path.name, total=path.stat().st_size)
         unseen = 0

@@ -15,6 +15,7 @@ import click
 from statestore.cli.options import FILE, AssetAmount, Hours, Instant, once
 from statestore.config import places
 from statestore.errors import ConfigError, UsageError
+from statestore.texts import printable
 
 if TYPE_CHECKING:
     from statestore.config import Settings
@@ -241,17 +242,18 @@ def progress(quiet: bool) -> Iterator[OnPage | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
+    from statestore.cli.screen import console
+
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[read]}"),
         TimeElapsedColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=console(stderr=True), transient=True) as bar:
         reading = bar.add_task("Reading the exchange", total=None, read="")
 
         def show(progress: Progress) -> None:
@@ -274,7 +276,9 @@ class _WithFields(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in vars(record).items() if name not in self._own}
-        return " ".join([super().format(record), *(f"{n}={v!r}" for n, v in fields.items())])
+        return printable(
+            " ".join([super().format(record), *(f"{n}={v!r}" for n, v in fields.items())])
+        )
 
 
 def set_up_logging(verbose: int, form: Literal["text", "json"] = "text") -> None:

@@ -14,6 +14,7 @@ from statestore.cli import restore
 from statestore.cli.exits import EPILOG, code_for, entry
 from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
 from statestore.cli.output import note, print_json
+from statestore.cli.screen import tell
 from statestore.config import (
     Places,
     StateUrl,
@@ -22,9 +23,10 @@ from statestore.config import (
     load_trading_state_settings,
     places,
 )
+from statestore.disk import durable
 from statestore.disk.history import read_document
 from statestore.disk.store import State, StateStore
-from statestore.errors import BackendError, ConfigError, StateCorrupt, StateError
+from statestore.errors import BackendError, ConfigError, SaveFailed, StateCorrupt, StateError
 from statestore.runtime.legacy import is_closed
 from statestore.runtime.sections import describe
 from statestore.runtime.validation import problems
@@ -78,7 +80,7 @@ def check(
     if form == "json":
         print_json(report)
     else:
-        click.echo("\n".join(_table(report)))
+        tell("\n".join(_table(report)))
     return code_for(StateCorrupt) if report["unhealthy"] else 0
 
 
@@ -98,9 +100,9 @@ def backup(state: Path | StateUrl | None, folder: Path | None) -> None:
     store = StateStore(places(load_settings(), state=state).state)
     folder = folder or load_trading_state_settings().fallback_dir
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StateError(folder, f"cannot make {folder}: {error.strerror}") from error
+        durable.make_directory(folder)
+    except SaveFailed as error:
+        raise StateError(folder, f"cannot make {folder}: {error.__cause__}") from error
     path = store.backup(to=_free_name(folder))
     document = read_document(path)
     note(f"Backup of revision {document.revision}: {path}")

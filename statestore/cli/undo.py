@@ -150,7 +150,7 @@ def _newest_repair(log: AuditLog, store: StateStore) -> _Repair:
     newest: Mapping[str, Any] | None = None
     others = set()
     for line in log.entries():
-        if line.get("action") not in REPAIRS:
+        if str(line.get("action")) not in REPAIRS:
             continue
         if line.get("state") == str(store.path):
             newest = line
@@ -164,17 +164,32 @@ def _newest_repair(log: AuditLog, store: StateStore) -> _Repair:
     if not newest.get("backup"):
         raise StateMissing(
             store.path,
-            f"the newest repair of {store.path}, a {newest['action']} of {newest['at']}, replaced "
-            f"what could not be read, so no backup was made that could be put back; {_OTHERWISE}",
+            f"the newest repair of {store.path}, a {newest['action']} of {newest.get('at')}, "
+            "replaced what could not be read, so no backup was made that could be put back; "
+            f"{_OTHERWISE}",
         )
-    return _Repair(
-        action=newest["action"],
-        at=newest["at"],
-        revision=newest["revision"],
-        sha256=newest["sha256"],
-        backup=_at_hand(Path(newest["backup"]), store),
-        sha256_before=newest.get("sha256_before"),
-    )
+    try:
+        return _Repair(
+            action=_of(newest, "action", str),
+            at=_of(newest, "at", str),
+            revision=_of(newest, "revision", int),
+            sha256=_of(newest, "sha256", str),
+            backup=_at_hand(Path(_of(newest, "backup", str)), store),
+            sha256_before=_of(newest, "sha256_before", str, type(None)),
+        )
+    except ValueError as error:
+        raise AuditBroken(
+            log.path,
+            f"{log.path}: the newest repair of {store.path} is no record of ours: {error}; "
+            f"nothing was undone: {_OTHERWISE}",
+        ) from error
+
+
+def _of(line: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    value = line.get(name)
+    if type(value) not in kinds or value == "" or "\0" in str(value):
+        raise ValueError(f"{name} is {value!r:.40}")
+    return value
 
 
 def _at_hand(recorded: Path, store: StateStore) -> Path:

@@ -144,10 +144,11 @@ def _print(found: Verification, output: str, *, only_stdout: bool) -> None:
 
 def _show(found: Verification, *, to_stderr: bool) -> None:
     """Print what does not agree as a table, the warnings, and one sentence."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=to_stderr, highlight=False)
+    from statestore.cli.screen import console
+
+    terminal = console(stderr=to_stderr, highlight=False)
     amiss = [judged for judged in found.positions if judged.verdict.value != "agrees"]
     if amiss:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -158,10 +159,10 @@ def _show(found: Verification, *, to_stderr: bool) -> None:
         table.add_column("Why", overflow="fold")
         for judged in amiss:
             table.add_row(*_row(judged), style=_STYLES[judged.verdict.value])
-        console.print(table)
+        terminal.print(table)
     for warning in found.proposal.plan.warnings:
-        console.print(f"Warning: {warning.message}", style="yellow", markup=False)
-    console.print(_sentence(found), markup=False, soft_wrap=True)
+        terminal.print(f"Warning: {warning.message}", style="yellow")
+    terminal.print(_sentence(found), soft_wrap=True)
 
 
 def _row(judged: Judged) -> tuple[str, ...]:

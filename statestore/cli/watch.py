@@ -64,22 +64,21 @@ def command(
         raise UsageError("watch needs a terminal; use --once, or 'statestore show' for JSON")
     where = places(load_settings(), state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     set_up_logging(0)  # a recovery is in the view; a line of log would tear it
-    from rich.console import Console
-
+    from statestore.cli.screen import console
     from statestore.disk.store import StateStore
 
     watcher = Watcher(
         store := StateStore(where.state, backup_dir=where.backup_dir),
         store.kill_switch(where.kill_switch),
     )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    terminal = console(highlight=False, width=None if sys.stdout.isatty() else 80)
     if once:
         view = watcher.look()
-        console.print(render(view, now(), console.width))
+        terminal.print(render(view, now(), terminal.width))
         if view.error is not None:
             raise view.error
         return
-    _live(watcher, console, float(interval))
+    _live(watcher, terminal, float(interval))
 
 
 def _live(watcher: Watcher, console: Console, interval: float) -> None:

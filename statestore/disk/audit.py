@@ -41,6 +41,8 @@ LOCK_TIMEOUT_SECONDS = 10.0
 
 _OWN_KEYS = ("at", "prev")
 _BLOCK = 1 << 16
+# A record of a restore holds the positions before and after: no state can make it longer.
+_LONGEST_LINE = 1 << 29
 _POLL_SECONDS = 0.002
 
 
@@ -83,7 +85,7 @@ class AuditLog:
         """Yield the whole lines, oldest first. Numbers with a point are exact Decimals.
 
         Raises:
-            AuditBroken: a line is not a JSON object.
+            AuditBroken: a line is not a JSON object, or longer than any of ours.
         """
         for number, line in self._lines():
             yield self._decode(number, line)
@@ -112,9 +114,15 @@ class AuditLog:
         except FileNotFoundError:
             return
         with stream:
-            number, line = 0, stream.readline()
+            number, line = 0, stream.readline(_LONGEST_LINE)
             while line:
-                number, following = number + 1, stream.readline()
+                number, following = number + 1, stream.readline(_LONGEST_LINE)
+                if len(line) == _LONGEST_LINE:
+                    raise AuditBroken(
+                        self.path,
+                        f"{self.path} line {number} is longer than {_LONGEST_LINE} bytes, which no "
+                        "record is; another program wrote it",
+                    )
                 if following or _is_whole(line):
                     yield number, line
                 else:
@@ -127,10 +135,15 @@ class AuditLog:
 
     def _decode(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            entry = json.loads(line, parse_float=Decimal)
+            entry = json.loads(line, parse_float=Decimal, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise AuditBroken(
                 self.path, f"{self.path} line {number} is not JSON: {error}"
+            ) from error
+        except ArithmeticError as error:
+            raise AuditBroken(
+                self.path,
+                f"{self.path} line {number} holds a number whose exponent is beyond all magnitude",
             ) from error
         if not isinstance(entry, dict):
             raise AuditBroken(self.path, f"{self.path} line {number} is not a JSON object")
@@ -193,12 +206,19 @@ class AuditLog:
 
     def _line_before(self, descriptor: int, end: int) -> tuple[bytes, int]:
         """Return the last line before ``end``, finished or not, and where it starts."""
-        tail, start = b"", end
-        while start and b"\n" not in tail[:-1]:
-            length = min(_BLOCK, start)
+        tail, start, block = b"", end, _BLOCK
+        while start and b"\n" not in tail[:-1] and len(tail) < _LONGEST_LINE:
+            length = min(block, start)
             start -= length
             tail = os.pread(descriptor, length, start) + tail
+            block = len(tail)  # twice as much each time, or a long line would be copied for ever
         cut = tail.rfind(b"\n", 0, max(len(tail) - 1, 0)) + 1
+        if start and not cut:
+            raise AuditBroken(
+                self.path,
+                f"{self.path} ends in a line longer than {_LONGEST_LINE} bytes, which no record "
+                "is; another program wrote it, and nothing was recorded: move the file away",
+            )
         return tail[cut:], start + cut
 
     def _move_aside(self, descriptor: int, torn: bytes, end: int) -> None:
@@ -231,6 +251,10 @@ def _is_whole(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _exact(value: object) -> str:

@@ -114,7 +114,7 @@ def check_file(path: Path) -> FileReport:
 def check_text(path: Place, data: bytes) -> FileReport:
     """Look at one text as a state."""
     try:
-        document = codec.parse(data)
+        document = codec.parse_whole(data)
     except (codec.Damaged, codec.TooNew) as error:
         return FileReport(path, "damaged", why=str(error))
     saved_at = document.meta.saved_at if document.meta else ""

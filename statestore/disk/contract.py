@@ -32,7 +32,7 @@ from statestore.disk import codec
 from statestore.disk.backups import Backups, copy_to
 from statestore.disk.durable import Durability
 from statestore.disk.reading import Found, OnMismatch
-from statestore.errors import BackupFailed, Place, StateMissing, UsageError
+from statestore.errors import BackupFailed, Place, StateCorrupt, StateMissing, UsageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -188,9 +188,10 @@ class StateStore:
         seen = self._find(self.on_mismatch)
         if seen.document is None and not missing_ok:
             raise self._missing()
+        state = self._state(seen, numbers)
         self._seen = seen
         self._announce(seen)
-        return self._state(seen, numbers)
+        return state
 
     def changed(self) -> bool:
         """Return whether the state is another one than this store last saw.
@@ -480,7 +481,13 @@ class StateStore:
     # What callers are told
 
     def _state(self, seen: Found, numbers: Numbers) -> State:
-        sections = codec.decode(seen.document, numbers) if seen.document else {}
+        try:
+            sections = codec.decode(seen.document, numbers) if seen.document else {}
+        except codec.Damaged as error:
+            raise StateCorrupt(
+                self.path,
+                f"{seen.source} {error}; `statestore history` lists what else is at hand",
+            ) from error
         return State(sections, self._meta(seen))
 
     def _meta(self, seen: Found) -> StateMeta:

@@ -45,6 +45,7 @@ from statestore.errors import SaveFailed, SaveNotDurable, UsageError
 Durability = Literal["full", "relaxed", "single-sync"]
 
 NEW_FILE_MODE = 0o600
+NEW_FOLDER_MODE = 0o700  # a state says what is held, and its folder what there is
 # Kernels tick 100 to 1000 times a second; what happens within one tick has one timestamp.
 CLOCK_TICK_NS = 20_000_000
 _LATER_NS = 1_000  # the finest that every file system keeps whose clock is not coarse
@@ -254,7 +255,7 @@ def make_directory(path: Path) -> None:
         with _step(folder, "make the folder"):
             # Somebody else may make it first; then flushing it again does no harm.
             with suppress(FileExistsError):
-                folder.mkdir()
+                folder.mkdir(mode=NEW_FOLDER_MODE)
         flush_folder(folder)
 
 

@@ -165,7 +165,7 @@ def read_document(path: Path) -> codec.Document:
     """
     try:
         data, _ = durable.read_file(path, codec.MAX_BYTES)
-        return codec.parse(data)
+        return codec.parse_whole(data)
     except FileNotFoundError as error:
         raise StateMissing(path, f"there is no {path}; check the path") from error
     except codec.TooNew as error:

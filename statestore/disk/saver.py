@@ -15,6 +15,9 @@ nothing to do, and must not wait for its parent's futures.
 
 from __future__ import annotations
 
+# Here, since some versions of filelock import it when they are first used, and an interpreter that
+# is about to exit does not let anybody: a save asked for last would be lost without a word.
+import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 import weakref

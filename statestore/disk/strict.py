@@ -37,9 +37,8 @@ def parse(data: bytes | str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(found)
         if len(value) != len(found):
-            keys = [key for key, _ in found]
             value = _Twice(value)
-            value.key = next(key for key in keys if keys.count(key) > 1)
+            value.key = twice_in(key for key, _ in found)
             twice.append(value)
         return value
 
@@ -62,13 +61,22 @@ def parse(data: bytes | str) -> Any:
     return value
 
 
+def twice_in(keys: Iterable[str]) -> str:
+    """Return the first of the keys that was there before; one pass, however many there are."""
+    seen: set[str] = set()
+    return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
 def number(text: str) -> Decimal:
     """Return the exact number a JSON text names.
 
     Raises:
         NotStrict: no float holds it, so no bot could read it.
     """
-    value = Decimal(text)
+    try:
+        value = Decimal(text)
+    except ArithmeticError:
+        raise NotStrict(f"the exponent of {text:.40} is beyond every magnitude") from None
     if value.adjusted() >= 308 and math.isinf(float(value)):
         raise NotStrict(f"the number {text:.40} is beyond the range of a float")
     return value

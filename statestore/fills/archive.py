@@ -86,6 +86,9 @@ _TOLD_EVERY = 1 << 22
 # A range of the file that is worth a process.
 _LEAST_RANGE = 1 << 20
 
+# A line that is longer holds more than one fill.
+_LONGEST_LINE = 1 << 20
+
 _BLANKS = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
@@ -689,7 +692,11 @@ def _finished(path: Path, rules: Rules, fold: _Fold, shared: Collection[int]) ->
 
 
 def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
-    """The lines that begin in ``[start, end)``, many at a time."""
+    """The lines that begin in ``[start, end)``, many at a time.
+
+    Raises:
+        NotLines: one is longer than any fill.
+    """
     with path.open("rb", buffering=0) as file:
         at = _next_line(file, start) if start else len(_BOM) * (file.read(len(_BOM)) == _BOM)
         file.seek(at)
@@ -705,6 +712,8 @@ def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
                 yield data[:cut]
                 return
             rest = data[cut:]
+            if len(rest) > _LONGEST_LINE:
+                raise NotLines
             at += cut
             if cut:
                 yield data[:cut]
@@ -715,7 +724,15 @@ def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
 def _next_line(file: BinaryIO, start: int) -> int:
     """Where the first line begins that begins at ``start`` or after."""
     file.seek(start - 1)
-    return start - 1 + len(file.readline())
+    at = start - 1
+    while read := file.read(_BLOCK):  # its readline would ask for a byte at a time
+        end = read.find(b"\n")
+        if end >= 0:
+            return at + end + 1
+        at += len(read)
+        if at - start > _LONGEST_LINE:
+            raise NotLines
+    return at
 
 
 def _twice(hashes: array[int], byte: int = 1) -> set[int]:

@@ -97,6 +97,9 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {_VERSION}",
 )
+# Nothing else may be in it: a view in place of a table, or a trigger, would run as we read.
+_TABLES = frozenset(" ".join(sql.split()) for sql in _SCHEMA if sql.startswith("CREATE"))
+_LONGEST_ROW = 1 << 20
 _SELECT = "SELECT id, digest, time, copy, payload FROM fills WHERE origin = ? AND "
 _ROWS = f"{_SELECT} time BETWEEN ? AND ? UNION ALL {_SELECT} time IS NULL"
 _KEEP = "INSERT OR IGNORE INTO fills (origin, digest, time, copy, payload) VALUES (?, ?, ?, ?, ?)"
@@ -265,9 +268,13 @@ class LedgerSource:
             connection = sqlite3.connect(uri, uri=True, timeout=_LOCKED_FOR, isolation_level=None)
             with closing(connection):
                 connection.text_factory = bytes
+                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW)
+                connection.execute("PRAGMA trusted_schema = OFF")
                 return action(connection)
         except _Damaged as error:
             self._set_aside(str(error))
+        except UnicodeDecodeError:  # SQLite quotes what it found, and sqlite3 cannot say it
+            self._set_aside("its tables are no text")
         except (_NotOurs, OSError) as error:
             self._give_up(getattr(error, "strerror", None) or str(error))
         except sqlite3.DatabaseError as error:
@@ -340,7 +347,11 @@ class LedgerSource:
         if version > _VERSION:
             raise _Damaged(f"a later version of this program made it, format {version}")
         if not self._checked:
-            said = ledger.execute("PRAGMA quick_check(1)").fetchone()[0].decode()
+            found = ledger.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+            tables_in_it = {" ".join(_decoded(sql).split()) for (sql,) in found}
+            if tables_in_it - {"CREATE TABLE sqlite_sequence(name,seq)"} != _TABLES:
+                raise _Damaged("its tables are not those of a ledger")
+            said = _decoded(ledger.execute("PRAGMA quick_check(1)").fetchone()[0])
             if said != "ok":
                 raise _Damaged(said)
             self._checked = True
@@ -369,6 +380,8 @@ class LedgerSource:
         statement = "SELECT since, until, digest FROM proven WHERE origin = ? ORDER BY since"
         ranges = []
         for since, until, digest in ledger.execute(statement, (origin,)):
+            if type(since) is not int or type(until) is not int or since >= until:
+                raise _Damaged(f"a proven range is from {since!r:.40} to {until!r:.40}")
             if self._digest(f"{since} {until}") != digest:
                 raise _Damaged(f"the proven range from {since} is not what was stored")
             ranges.append(_Range(since, until))
@@ -398,8 +411,13 @@ class LedgerSource:
     ) -> _Kept:
         if type(payload) is not bytes or self._digest(f"{time} {copy}", payload) != digest:
             raise _Damaged(f"row {number} is not what was stored")
-        document = decode_json(payload)
-        assert isinstance(document, dict)  # as it was when its digest was taken
+        try:
+            document = decode_json(payload)
+        except ValueError:
+            document = None
+        # As it was when its digest was taken, unless somebody took it who is not us.
+        if not isinstance(document, dict) or type(time) not in (int, NoneType):
+            raise _Damaged(f"row {number} is no fill of ours")
         origin = f"{self._path.name} row {number}"
         return _Kept(Row(document, origin), digest, time, copy, payload)
 
@@ -467,6 +485,10 @@ class LedgerSource:
         )
         seal = self._digest(f"{union.since} {union.until}")
         ledger.execute("INSERT INTO proven VALUES (?, ?, ?, ?)", (origin, *union, seal))
+
+
+def _decoded(text: object) -> str:
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 def _number(ledger: sqlite3.Connection, statement: str, *values: object) -> int:

@@ -48,6 +48,8 @@ def decode_json(data: bytes) -> object:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except ArithmeticError as error:
+        raise ValueError("a number whose exponent is beyond every magnitude") from error
 
 
 def encode_json(value: object) -> bytes:
@@ -57,6 +59,11 @@ def encode_json(value: object) -> bytes:
     """
     return _encoder.encode(value)
 
+
+# No name or id of an exchange is longer; what is would be shown, compared and sorted for ever.
+_LONGEST_TEXT = 1_000
+
+_Name = Annotated[str, msgspec.Meta(max_length=_LONGEST_TEXT)]
 
 # No longer than what `parse_amount` takes in plain digits.
 _Amount = Annotated[str, msgspec.Meta(max_length=40)]
@@ -69,16 +76,16 @@ class PlainRow(msgspec.Struct, gc=False):
     is for fills of other exchanges.
     """
 
-    entry_id: Annotated[str, msgspec.Meta(min_length=1)]
-    product_id: str
+    entry_id: Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_TEXT)]
+    product_id: _Name
     side: Literal["BUY", "SELL"]
     price: _Amount
     size: _Amount
     commission: _Amount
     trade_time: str
     sequence_timestamp: str
-    trade_id: str | None = None
-    order_id: str | None = None
+    trade_id: _Name | None = None
+    order_id: _Name | None = None
     trade_type: Literal["FILL"] | None = None
     size_in_quote: bool | None = None
     commission_currency: Literal[""] | None = None
@@ -117,8 +124,8 @@ def plain_rows(lines: bytes) -> PlainRows | None:
     looking at many texts at once is never more lenient than what is told there: plain digits with
     at most one point and no exponent, an amount above zero, RFC 3339 in UTC.
     """
-    if not lines.isascii() or b"\\" in lines or b"\r" in lines:
-        return None  # other scripts' digits, escapes, other ends of lines
+    if not lines.isascii() or b"\\" in lines or b"\r" in lines or b"\x7f" in lines:
+        return None  # other scripts' digits, escapes, other ends of lines, what is not seen
     if not lines.endswith(b"\n"):
         lines += b"\n"
     try:
@@ -380,14 +387,15 @@ def balances_of(accounts: Iterable[object], origin: str) -> dict[str, Decimal]:
         IncompleteRead: a row is not an account, or an amount is not a number.
     """
     total: dict[str, Decimal] = {}
-    counted: set[object] = set()
+    counted: set[str] = set()
     for number, account in enumerate(accounts, 1):
         try:
             if not isinstance(account, Mapping):
                 raise ValueError(f"it is {json_type(account)}, not an object")
-            if account.get("uuid") and account["uuid"] in counted:
+            uuid = _text(account, "uuid", needed=False)
+            if uuid and uuid in counted:
                 continue
-            counted.add(account.get("uuid"))
+            counted.add(uuid)
             currency = _text(account, "currency")
             owned = _money(account, "available_balance", needed=True) + _money(account, "hold")
         except ValueError as error:
@@ -419,6 +427,8 @@ def _text(payload: Mapping[str, object], name: str, *, needed: bool = True) -> s
     if not isinstance(value, str) or (needed and not value):
         found = "is missing" if value in (None, "") else f"is {value!r:.40}, not a text"
         raise ValueError(f"{name} {found}")
+    if len(value) > _LONGEST_TEXT:
+        raise ValueError(f"{name} is {len(value)} characters long, more than {_LONGEST_TEXT}")
     return value
 
 
@@ -477,7 +487,7 @@ def _spot_pair(product_id: str) -> tuple[str, str]:
     parts = product_id.split("-")
     if len(parts) > 2:
         raise Skipped("futures", product_id)
-    if len(parts) != 2 or not all(parts):
+    if len(parts) != 2 or not all(parts) or not product_id.isprintable():
         raise ValueError(f"product_id {product_id!r:.40} is not BASE-QUOTE")
     return parts[0], parts[1]
 

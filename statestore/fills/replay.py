@@ -382,7 +382,8 @@ class Average:
         left = self.units - units
         if left <= self._tolerance:
             if left < -self._tolerance or not self.units:
-                self._count_quoted(-quoted)
+                if quoted:
+                    self._count_quoted(-1)
                 return False
             self._flatten()
         else:

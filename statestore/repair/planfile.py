@@ -4,7 +4,8 @@ What is promised:
 
 * the file stands for itself: state, window, options, balances, products, program version, and for
   every position that would be written the fills its figures come from;
-* a plan that was damaged or edited is refused (``sha256`` covers all of it);
+* a plan that was damaged or edited is refused (``sha256`` covers all of it); one that was made up,
+  with a sum that is right, can be no worse than refused: whatever it holds is looked at first;
 * before a plan is applied, everything is read and computed again as of the plan's own time; unless
   state, source, balances and fills are what they were, and the result is the same to the digit,
   `PlanStale` names what changed. Prices are not read again: a mark that moved stops nothing.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from statestore import __version__
-from statestore.amounts import text
+from statestore.amounts import json_type, parse_amount, text
 from statestore.config import operator
 from statestore.disk.codec import to_json
 from statestore.disk.store import StateMeta
@@ -37,6 +38,58 @@ from statestore.repair.trail import records_of
 from statestore.times import format_instant, now, parse_instant
 
 SCHEMA = "statestore.plan/1"
+
+MAX_BYTES = 1 << 30
+_MOST_HOURS = 1_000_000
+
+_TEXT_OR_NULL = (str, type(None))
+_AMOUNTS = {...: str}
+# What has to be in a plan: types, objects with these keys or any (...), lists of one kind.
+_SHAPE: dict[str, Any] = {
+    "version": str,
+    "state": {"path": str, "revision": int, "sha256": str},
+    "source": str,
+    "portfolio": _TEXT_OR_NULL,
+    "recorded": {...: str},
+    "options": {
+        "max_hours": str,
+        "method": str,
+        "products": [str],
+        "key": str,
+        "accept_partial": bool,
+        "strict_state": bool,
+        "reserve": _AMOUNTS,
+        "adopt": [str],
+        "assume_entry": _AMOUNTS,
+    },
+    "window": {"since": str, "until": _TEXT_OR_NULL, "read_at": str, "hours": str},
+    "products": {
+        ...: {
+            "product_id": str,
+            "base": str,
+            "quote": str,
+            "base_increment": _TEXT_OR_NULL,
+            "base_min_size": _TEXT_OR_NULL,
+            "price": _TEXT_OR_NULL,
+            "spot": bool,
+        }
+    },
+    "inputs": {
+        "balances": {...: _TEXT_OR_NULL},
+        "fills": {...: {"count": int, "sha256": str}},
+        "rejected": int,
+    },
+    "changes": [
+        {
+            "asset": str,
+            "key": str,
+            "action": str,
+            "status": str,
+            "reason": str,
+            "after": (dict, type(None)),
+        }
+    ],
+}
 
 # Where a row stood is told by how it was read, not by what was filled.
 _FACTS = [field.name for field in fields(Fill) if field.name != "origin"]
@@ -106,11 +159,17 @@ def load_plan(path: Path, state: Place | None = None) -> SavedPlan:
         UsageError: it is no plan, of another version, not what was written, or of another state.
     """
     try:
-        saved = read_plan(path, path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read plan {path}: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} is longer than {MAX_BYTES} bytes, which no plan is")
+    saved = read_plan(path, data)
     if state is not None and _resolved(state) != _resolved(saved.state_path):
-        raise UsageError(f"{path} is a plan for {saved.state_path}, not for {state}")
+        raise UsageError(
+            f"{path} is a plan for {saved.state_path}, not for {state}; --state names the one meant"
+        )
     return saved
 
 
@@ -118,29 +177,55 @@ def read_plan(path: Path, data: bytes) -> SavedPlan:
     """Return the plan of a file's content; see `load_plan`."""
     try:
         found = decode_json(data)
-    except ValueError as error:
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise ValueError(f"its schema is not {SCHEMA}; make one with --out")
+        body = {name: value for name, value in found.items() if name not in ("schema", "sha256")}
+        wanted = _sum(body)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no plan: {error}") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise UsageError(f"{path} is no plan: its schema is not {SCHEMA}; make one with --out")
-    body = {name: value for name, value in found.items() if name not in ("schema", "sha256")}
-    if found.get("sha256") != _sum(body):
+    if found.get("sha256") != wanted:
         raise UsageError(
             f"{path} is not what was written: its checksum does not fit, so it was edited or "
             "damaged; make a new plan with --out"
         )
     try:
+        _require(_SHAPE, body, "")
         return SavedPlan(
             path=path,
-            sha256=str(found["sha256"]),
+            sha256=wanted,
             body=body,
             state_path=_place(body["state"]["path"]),
             window=_window_of(body["window"]),
             options=_options_of(body["options"]),
             products={name: _product_of(value) for name, value in body["products"].items()},
-            recorded={name: Path(value) for name, value in body["recorded"].items()},
+            recorded={name: _path_of(value) for name, value in body["recorded"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is no whole plan ({error!r:.80}); make one with --out") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no whole plan: {error}; make one with --out") from error
+
+
+def _require(shape: Any, value: object, where: str) -> None:
+    """Raise `ValueError` where a value is not of the shape; names the first place."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where or 'the document'} is {json_type(value)}")
+        for name in value if ... in shape else shape:
+            if name not in value:
+                raise ValueError(f"{where}{name} is missing")
+            _require(shape.get(..., shape.get(name)), value[name], f"{where}{name!s:.40}.")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {json_type(value)}")
+        for number, inner in enumerate(value):
+            _require(shape[0], inner, f"{where}{number}.")
+    elif type(value) not in (shape if isinstance(shape, tuple) else (shape,)):
+        raise ValueError(f"{where} is {json_type(value)}")
+
+
+def _path_of(name: str) -> Path:
+    if not name.startswith("/") or "\0" in name:
+        raise ValueError(f"{name!r:.80} is no absolute path")
+    return Path(name)
 
 
 def _absolute(place: Place) -> str:
@@ -152,7 +237,7 @@ def _resolved(place: Place) -> Place:
 
 
 def _place(text: str) -> Place:
-    return text if "://" in text else Path(text)
+    return text if "://" in text else _path_of(text)
 
 
 def positions_after(saved: SavedPlan, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,8 +430,10 @@ def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _product_of(fields: Mapping[str, Any]) -> Product:
     amounts = ("base_increment", "base_min_size", "price")
-    read = {name: None if fields[name] is None else Decimal(fields[name]) for name in amounts}
-    return Product(**{**fields, **read})
+    read = {name: None if fields[name] is None else parse_amount(fields[name]) for name in amounts}
+    return Product(
+        **{name: fields[name] for name in ("product_id", "base", "quote", "spot")} | read
+    )
 
 
 def _window_as_json(window: Window) -> dict[str, Any]:
@@ -362,7 +449,7 @@ def _window_as_json(window: Window) -> dict[str, Any]:
 
 def _window_of(fields: Mapping[str, Any]) -> Window:
     """The window as it was asked for; how far back it takes to search is found out again."""
-    hours = Decimal(fields["hours"])
+    hours = _hours_of(fields["hours"])
     return Window(
         since=parse_instant(fields["since"]),
         until=None if fields["until"] is None else parse_instant(fields["until"]),
@@ -370,6 +457,13 @@ def _window_of(fields: Mapping[str, Any]) -> Window:
         hours=hours,
         searched_hours=hours,
     )
+
+
+def _hours_of(value: str) -> Decimal:
+    hours = parse_amount(value)
+    if not 0 < hours <= _MOST_HOURS:
+        raise ValueError(f"{value:.40} is not a number of hours up to {_MOST_HOURS}")
+    return hours
 
 
 def _options_as_json(options: Options) -> dict[str, Any]:
@@ -388,10 +482,10 @@ def _options_as_json(options: Options) -> dict[str, Any]:
 
 def _options_of(fields: Mapping[str, Any]) -> Options:
     def amounts(name: str) -> dict[str, Decimal]:
-        return {asset: Decimal(value) for asset, value in fields[name].items()}
+        return {asset: parse_amount(value) for asset, value in fields[name].items()}
 
     return Options(
-        max_hours=Decimal(fields["max_hours"]),
+        max_hours=_hours_of(fields["max_hours"]),
         method=Method(fields["method"]),
         products=frozenset(fields["products"]),
         key_style=fields["key"],

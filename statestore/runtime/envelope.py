@@ -449,9 +449,9 @@ def _csv_rows(path: Path, data: bytes, line: int = 2) -> list[Row]:
     """Return the rows below the names of the columns, which are on `line`."""
     lines = iter(data.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"))
     columns = [_text(path, cell, line) for cell in _cells(path, next(lines), line)]
-    twice = [name for name in columns if columns.count(name) > 1]
-    if twice:
-        raise StateInvalid(path, f"{path} line {line}: the column {twice[0]!r} is there twice")
+    if len(set(columns)) != len(columns):
+        twice = strict.twice_in(columns)
+        raise StateInvalid(path, f"{path} line {line}: the column {twice!r:.80} is there twice")
     rows = []
     for number, raw in enumerate(lines, line + 1):
         cells = _cells(path, raw, number)

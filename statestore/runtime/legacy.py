@@ -63,7 +63,8 @@ def read_legacy(path: Path) -> Legacy:
         StateInvalid: it is of none of the shapes, or contradicts itself.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
         document = strict.parse(data)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from statestore.disk.codec import to_json
+from statestore.texts import printable
 from statestore.times import NANOSECONDS, format_instant
 
 LogFormat = Literal["text", "json"]
@@ -16,6 +19,9 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 class TextFormatter(logging.Formatter):
     """``WARNING kill switch engaged: no trading  reason=... by=...``"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
@@ -31,7 +37,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
+            **{name: _plain(value) for name, value in _fields(record).items()},
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -57,6 +63,15 @@ def set_up(form: LogFormat, level: int = logging.INFO) -> None:
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON as it is, others in their own words: those of credentials hold no key."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, (str, int, float, Decimal, type(None))) else str(value)
 
 
 def _at(record: logging.LogRecord) -> str:

@@ -279,18 +279,36 @@ def test_a_plan_of_another_state_is_refused(
     assert "is a plan for" in statestore("diff", "--plan", plan, "--state", other).error
 
 
-def test_a_plan_says_by_itself_which_state_and_files_it_is_about(
-    statestore: Run, rebuild: Run, tmp_path: Path, kill_switch: Any, state_file: Path
+def test_a_plan_says_by_itself_which_recordings_it_is_about(
+    statestore: Run,
+    rebuild: Run,
+    tmp_path: Path,
+    kill_switch: Any,
+    state_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     halt(kill_switch)
     path = tmp_path / "plan.json"
     rows = simulated.fills("BUY 1 BTC-USD @ 100", "BUY 1 BTC-USD @ 200")
     since = ("--since", "2025-11-18T00:00:00Z")
     rebuild("--out", path, *since, state={}, fills=rows, balances={"BTC": "2"})
+    monkeypatch.setenv("STATE_FILE", str(state_file))
     ran = statestore("rebuild", "--apply", path, "--yes")
 
     assert ran.code == 0, ran.err
     assert StateStore(state_file).load()["positions"]["BTC-USD"]["entry_price"] == 150
+
+
+def test_which_state_is_written_is_for_the_operator_to_say_and_not_for_the_plan(
+    statestore: Run, plan: Path, kill_switch: Any, state_file: Path
+) -> None:
+    halt(kill_switch)
+    before = state_file.read_bytes()
+    ran = statestore("rebuild", "--apply", plan, "--yes")
+
+    assert ran.code == 2
+    assert "--state names the one meant" in ran.error
+    assert state_file.read_bytes() == before
 
 
 def test_the_difference_a_plan_makes(

@@ -226,6 +226,18 @@ def test_markup_in_any_text_stays_text(planned: Planned) -> None:
     assert_stands_alone(found)
 
 
+def test_a_chart_of_a_hostile_asset_is_a_chart(planned: Planned) -> None:
+    """The asset is in the title and the labels of a picture, whose markup is not that of HTML."""
+    asset = "</TITLE></SVG><SCRIPT>ALERT(1)</SCRIPT>"
+    rows = [row | {"product_id": f"{asset}-<B>"} for row in fills(*E2, every=HOURS)]
+    found = page(planned(rows, {asset: ".018"}, {}))
+
+    assert found.tags.count("svg") > 1
+    assert "script" not in found.tags
+    assert f"Fills of {asset}" in found.text
+    assert_stands_alone(found)
+
+
 def test_what_nobody_can_see_is_shown(planned: Planned) -> None:
     """Else a name could pretend to be another one, or turn the line around it."""
     names = {"\u202eDSU-CTB": {}, "BTC\u200b-USD": {}, "a\x00b": {}, "ביטקוין": {}}

@@ -40,7 +40,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.fills.normalise import balances_of
-from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources import ReadOnlyViolation, bounded
 from statestore.fills.sources.slices import Progress
 from statestore.fills.sources.venues import (
     VENUES,
@@ -391,7 +391,11 @@ def read_only_client(
     class ReadOnlyAdapter(HTTPAdapter):
         def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
             refuse_url(request.method, request.url)
-            response = super().send(request, *args, **kwargs)
+            response = super().send(request, *args, **{**kwargs, "stream": True})
+            try:
+                bounded.read_whole(response)
+            except bounded.TooMuch as error:
+                raise ccxt.BadResponse(str(error)) from error
             response.headers.pop("Location", None)  # so nothing can follow a redirect
             return response
 

@@ -41,7 +41,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.fills.normalise import balances_of, decode_json
-from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources import ReadOnlyViolation, bounded
 from statestore.fills.sources import pace as pacing
 from statestore.fills.sources.abreast import read_slices
 from statestore.fills.sources.coinbase_orders import exchange_order
@@ -83,6 +83,8 @@ _ASK_LATER = 600 * NANOSECONDS
 _ACCOUNTS_LIMIT = 250  # the largest the exchange takes; its default of 49 hides holdings
 _ORDERS_LIMIT = 250
 _EMPTY_PAGES_IN_A_ROW = 20
+_MOST_ROWS = 10_000  # on a page; 250 are asked for
+_LONGEST_CURSOR = 4_000  # it goes into a URL
 # No fill is older, so a window without a start is cut from here on.
 _FIRST_FILL = parse_instant("2015-01-01T00:00:00Z")
 
@@ -234,7 +236,7 @@ class CoinbaseSource:
             can_view=_flag(answer, "can_view"),
             can_trade=_flag(answer, "can_trade"),
             can_transfer=_flag(answer, "can_transfer"),
-            portfolio_id=str(answer.get("portfolio_uuid") or ""),
+            portfolio_id=_word(answer, "portfolio_uuid"),
         )
 
     def server_time(self) -> int:
@@ -270,6 +272,8 @@ class CoinbaseSource:
             rows = answer.get(key)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise IncompleteRead(f"{where}: no list of {key} in the answer, {whole}")
+            if len(rows) > _MOST_ROWS:
+                raise IncompleteRead(f"{where}: {len(rows)} {key} on one page, {whole}")
             empty = 0 if rows else empty + 1
             cursor = answer.get("cursor") or ""
             has_next = answer.get("has_next", False)
@@ -277,7 +281,7 @@ class CoinbaseSource:
             if ends_here and not has_next:
                 yield rows, False
                 return
-            if not isinstance(cursor, str) or not cursor:
+            if not isinstance(cursor, str) or not 0 < len(cursor) <= _LONGEST_CURSOR:
                 raise IncompleteRead(f"{where}: more pages follow, but it names no cursor, {whole}")
             if cursor in seen:
                 raise IncompleteRead(f"{where}: its cursor led to an earlier page, {whole}")
@@ -373,13 +377,20 @@ def _product(product_id: str, answer: Mapping[str, object]) -> Product:
 
     return Product(
         product_id=product_id,
-        base=str(answer.get("base_currency_id") or ""),
-        quote=str(answer.get("quote_currency_id") or ""),
+        base=_word(answer, "base_currency_id"),
+        quote=_word(answer, "quote_currency_id"),
         base_increment=amount("base_increment"),
         base_min_size=amount("base_min_size"),
         price=amount("price"),
         spot=(answer.get("product_type") or "SPOT") == "SPOT",
     )
+
+
+def _word(answer: Mapping[str, object], name: str) -> str:
+    value = answer.get(name) or ""
+    if not isinstance(value, str) or len(value) > 100:
+        raise IncompleteRead(f"{name} is {value!r:.40}, not a name")
+    return value
 
 
 def _flag(answer: Mapping[str, object], name: str) -> bool:
@@ -391,7 +402,7 @@ def _flag(answer: Mapping[str, object], name: str) -> bool:
 
 def _instant_of(answer: Mapping[str, object]) -> int:
     milliseconds = answer.get("epochMillis")
-    if not re.fullmatch(r"\d{1,15}", str(milliseconds), re.ASCII):
+    if not re.fullmatch(r"\d{1,13}", str(milliseconds), re.ASCII):
         raise IncompleteRead(f"{TIME}: epochMillis is {milliseconds!r:.40}, not a number")
     return int(str(milliseconds)) * 1_000_000
 
@@ -400,6 +411,7 @@ def _instant_of(answer: Mapping[str, object]) -> int:
 
 
 _NEVER_SENT = -1
+_TOO_MUCH = -2
 
 
 class _Refused(Exception):
@@ -410,7 +422,7 @@ class _Refused(Exception):
 
     Attributes:
         status: of HTTP; 0 where no answer came, `_NEVER_SENT` where no request can leave as
-            proxy and certificates are set.
+            proxy and certificates are set; `_TOO_MUCH` where the answer does not end.
         retry_after: seconds the exchange asks to wait.
         wait: seconds to wait before the same request may go again.
     """
@@ -472,7 +484,8 @@ def read_only_client(
             if ca_file is not None:
                 # Here, since REQUESTS_CA_BUNDLE wins over the session's own setting.
                 kwargs["verify"] = str(ca_file)
-            response = super().send(request, *args, **kwargs)
+            response = super().send(request, *args, **{**kwargs, "stream": True})
+            bounded.read_whole(response)
             response.headers.pop("Location", None)  # so nothing can follow a redirect
             return response
 
@@ -501,6 +514,8 @@ def read_only_client(
                     headers=headers,
                     timeout=self.timeout,
                 )
+            except bounded.TooMuch as error:
+                raise _Refused(str(error), _TOO_MUCH) from error
             except OSError as error:  # those of requests, and a bundle of certificates not there
                 misled = not isinstance(error, requests.RequestException) or isinstance(
                     error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from statestore.errors import CredentialsError
 
+_LONGEST_FILE = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -42,7 +44,8 @@ def read_credentials(
 def _credentials_of(key_file: Path) -> Credentials:
     # `from None` throughout: a decoder's error carries the text it could not decode.
     try:
-        document = json.loads(key_file.read_text(encoding="utf-8-sig"))
+        with key_file.open("rb") as file:
+            document = json.loads(file.read(_LONGEST_FILE).decode("utf-8-sig"))
     except OSError as error:
         raise CredentialsError(f"cannot read key file {key_file}: {error.strerror}") from None
     except (ValueError, RecursionError):

@@ -38,6 +38,9 @@ CSV_COLUMNS = (
     "price/fee/total unit",
 )
 
+# Of what is read whole. Larger ones of a fill a line are replayed without being held in memory.
+MAX_BYTES = 1 << 30
+
 _FORMATS = "a List Fills page, a list of fills, JSON Lines, or Coinbase's fills CSV"
 _BLANKS = b" \t\r\n"
 _ROW_KEYS = frozenset({"entry_id", "trade_id", "product_id"})  # any of them says: a fill
@@ -127,9 +130,15 @@ def _accounts(path: Path, pages: list[Any]) -> Iterator[object]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecordedFileError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise RecordedFileError(
+            f"{path} is longer than {MAX_BYTES} bytes; record a shorter window, or split it"
+        )
+    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def _decoded(path: Path, data: bytes, line: str) -> Any:
