@@ -24,6 +24,7 @@ _COMMANDS = {
     "edit": "Change the state by hand, in an editor, safely.",
     "explain": "Say how a quantity and its entry price came about.",
     "fills": "Print the fills behind each quantity: the audit trail.",
+    "fleet": "Plan, apply or verify many accounts at once.",
     "history": "List every version of the state that is at hand.",
     "kill-switch": "Halt a bot, release it, ask.",
     "rebuild": "Rebuild positions from exchange fills (also: rebuild_positions).",
