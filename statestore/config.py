@@ -202,23 +202,39 @@ class Keys:
     password: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class KeyNames:
+    """The variables that hold a key: their names, which are no secret."""
+
+    api_key: str
+    secret: str
+    password: str = ""
+
+
 def exchange_keys(prefix: str, environ: Mapping[str, str] = os.environ) -> Keys:
     """Return what ``PREFIX_API_KEY``, ``PREFIX_SECRET`` and ``PREFIX_PASSWORD`` hold.
 
     Raises:
         CredentialsError: there is no key, or only half of it.
     """
-    values = {
-        name: environ.get(f"{prefix}_{name}", "").strip()
-        for name in ("API_KEY", "SECRET", "PASSWORD")
-    }
-    missing = [f"{prefix}_{name}" for name in ("API_KEY", "SECRET") if not values[name]]
+    names = KeyNames(f"{prefix}_API_KEY", f"{prefix}_SECRET", f"{prefix}_PASSWORD")
+    return read_keys(names, environ)
+
+
+def read_keys(names: KeyNames, environ: Mapping[str, str] = os.environ) -> Keys:
+    """Return what the variables of these names hold.
+
+    Raises:
+        CredentialsError: there is no key, or only half of it.
+    """
+    missing = [name for name in (names.api_key, names.secret) if not environ.get(name, "").strip()]
     if missing:
         raise CredentialsError(
             f"no credentials for the exchange: set {' and '.join(missing)} "
             "(a key that may only read is enough)"
         )
-    return Keys(values["API_KEY"], values["SECRET"], values["PASSWORD"])
+    held = (names.api_key, names.secret, names.password)
+    return Keys(*(environ.get(name, "").strip() for name in held))
 
 
 def database_url(given: str | None = None, environ: Mapping[str, str] = os.environ) -> str:

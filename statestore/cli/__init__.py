@@ -27,6 +27,7 @@ _COMMANDS = {
     "export": "Write positions to one file, before a wipe (also: export_positions).",
     "explain": "Say how a quantity and its entry price came about.",
     "fills": "Print the fills behind each quantity: the audit trail.",
+    "fleet": "Plan, apply or verify many accounts at once.",
     "history": "List every version of the state that is at hand.",
     "import": "Bring positions back from a file (also: import_positions).",
     "inventory": "What a wipe would lose, and what can be regenerated.",

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,12 +15,10 @@ from statestore.cli.options import FILE, Instant
 from statestore.cli.output import note, print_json
 from statestore.cli.screen import console
 from statestore.errors import UsageError
-from statestore.fills.archive import Archive, OnBytes, Replayed, Rules, replay_archive
+from statestore.fills.archive import Archive, OnBytes, Rules, replay_archive
+from statestore.fills.told import document, status_of
 from statestore.model import PEGS, Method, Status
 from statestore.times import format_instant
-
-if TYPE_CHECKING:
-    from decimal import Decimal
 
 
 @click.command("replay", epilog=EPILOG)
@@ -68,65 +65,8 @@ def command(
             archive = replay_archive(path, rules, jobs=jobs, on_bytes=on_bytes)
         if not quiet:
             _mention(path, archive)
-        answers.append({"file": str(path), **_document(archive)})
+        answers.append({"file": str(path), **document(archive)})
     print_json({"method": method, "pegs": dict(PEGS), "files": answers})
-
-
-def _document(archive: Archive) -> dict[str, Any]:
-    return {
-        "fills_rejected": [
-            {"entry_id": one.entry_id, "origin": one.origin, "reason": one.reason}
-            for one in archive.rejected
-        ],
-        "fills_skipped": dict(archive.skipped),
-        "skipped_products": list(archive.skipped_products),
-        "duplicates": archive.duplicates,
-        "ambiguous": [name for name, one in archive.assets.items() if _is_ambiguous(one)],
-        "read_again": list(archive.read_again),
-        "assets": {name: _asset(one) for name, one in archive.assets.items()},
-    }
-
-
-def _asset(one: Replayed) -> dict[str, Any]:
-    position = one.position
-    figures = {
-        "units": position.units,
-        "entry_price": position.entry_price,
-        "cost": position.cost,
-        "currency": position.currency,
-        "break_even": position.break_even,
-        "realised": position.realised,
-        "realised_net": position.realised_net,
-        "fees": dict(position.fees),
-        "uncovered": position.uncovered,
-    }
-    return {
-        "status": _status(one).value,
-        **{name: _plain(value) for name, value in figures.items()},
-        "opened_at": None if position.opened_at is None else format_instant(position.opened_at),
-        "fills": one.fills,
-        "first_fill": format_instant(one.first),
-        "last_fill": format_instant(one.last),
-    }
-
-
-def _plain(value: Decimal | str | dict[str, Decimal] | None) -> Any:
-    if isinstance(value, dict):
-        return {name: written(amount) for name, amount in value.items()}
-    return value if value is None or isinstance(value, str) else written(value)
-
-
-def _status(one: Replayed) -> Status:
-    """As a rebuild without balances and without a state would say."""
-    if one.adjusted:
-        return Status.AMBIGUOUS
-    if one.position.uncovered:
-        return Status.UNCOVERED
-    return Status.AMBIGUOUS if one.position.ambiguous else Status.EXACT
-
-
-def _is_ambiguous(one: Replayed) -> bool:
-    return _status(one) is Status.AMBIGUOUS
 
 
 def _mention(path: Path, archive: Archive) -> None:
@@ -142,7 +82,7 @@ def _mention(path: Path, archive: Archive) -> None:
                 f"{path}: {written(one.position.uncovered):f} {name} more were sold than the fills "
                 "bought; what was held before is not in this file"
             )
-        elif _is_ambiguous(one):
+        elif status_of(one) is Status.AMBIGUOUS:
             note(f"{path}: {name} is ambiguous; a rebuild with balances may tell")
 
 

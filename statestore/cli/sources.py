@@ -6,22 +6,19 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from statestore.cli.options import FILE, AssetAmount, Hours, Instant, once
 from statestore.config import places
-from statestore.errors import ConfigError, UsageError
+from statestore.errors import UsageError
 from statestore.texts import printable
 
 if TYPE_CHECKING:
     from statestore.config import Settings
-    from statestore.fills.sources import FillSource
     from statestore.fills.sources.slices import Progress
-    from statestore.repair.plan import Warn
+    from statestore.repair.opening import Opened
     from statestore.repair.rebuild import Options
 
 Flags = dict[str, Any]
@@ -153,87 +150,27 @@ def rebuild_options(flags: Flags, settings: Settings) -> Options:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A source that answers, and what is known of the key.
-
-    Attributes:
-        portfolio: the exchange portfolio the key is bound to, None offline.
-        warnings: what the key may do beyond reading; while the source is read, the list grows by
-            what is the matter with the ledger.
-    """
-
-    source: FillSource
-    portfolio: str | None
-    warnings: list[Warn]
-
-
 def open_source(flags: Flags, settings: Settings, on_page: OnPage | None = None) -> Opened:
-    """Return the source that the flags and settings name.
+    """Return the source that the flags and settings name; see `statestore.repair.opening`.
 
-    The exchange is read through the ledger of its portfolio, which a dry run does not write to.
-    What is about to be written as planned rests on no memory, so that a change is seen.
-
-    Raises:
-        ConfigError: the ledger's place is that of another file.
-        UsageError: there is no such source, or it cannot keep what was asked of it.
-        CredentialsError: there are none, they are refused, or they allow more than they may.
-        SourceError: the exchange cannot be asked, or the file is none of fills.
+    A dry run does not write to the ledger.
     """
-    if flags["fills"]:
-        if flags["source"]:
-            raise UsageError("--source and --fills exclude each other: a file needs no exchange")
-        from statestore.fills.sources.recorded import RecordedFills
+    from statestore.repair import opening
 
-        return Opened(RecordedFills(flags["fills"], flags["balances"]), None, [])
-    from statestore.fills.sources import TellsPermissions, TellsTime
-    from statestore.fills.sources.registry import DEFAULT, Context, source_named
-    from statestore.repair.rebuild import check_permissions
-
-    name = flags["source"] or DEFAULT
-    context = Context(
-        settings=settings,
+    origin = opening.Origin(
+        source=flags["source"] or "",
+        fills=flags["fills"],
+        balances=flags["balances"],
         base_url=flags["base_url"],
         key_file=flags["key_file"],
         products=frozenset(flags["products"]),
         rate=flags["rate"],
-        on_page=on_page,
-    )
-    source = source_named(name, context)
-    require_view_only = flags["require_view_only"]
-    if not isinstance(source, TellsPermissions):
-        if require_view_only:
-            raise UsageError(
-                f"--require-view-only cannot be kept: {name} does not tell what its key may do"
-            )
-        return Opened(source, None, [])
-    allowed = source.permissions()
-    warnings = check_permissions(allowed, require_view_only=require_view_only)
-    if flags["no_ledger"] or flags.get("plan_path") or not allowed.portfolio_id:
-        return Opened(source, allowed.portfolio_id, warnings)
-    from statestore.fills.ledger import LedgerSource
-    from statestore.repair.plan import Warn
-    from statestore.times import now
-
-    remembering = LedgerSource(
-        source,
-        _ledger(flags, settings),
-        allowed.portfolio_id,
-        clock=source.server_time if isinstance(source, TellsTime) else now,
-        warn=lambda message: warnings.append(Warn("ledger", message)),
+        require_view_only=flags["require_view_only"],
+        remember=not (flags["no_ledger"] or flags.get("plan_path")),
         keep=not flags.get("dry_run", False),
     )
-    return Opened(remembering, allowed.portfolio_id, warnings)
-
-
-def _ledger(flags: Flags, settings: Settings) -> Path:
-    """Return the ledger's place. One that is damaged is moved aside: it must be nothing else."""
     where = places(settings, state=flags.get("state"), kill_switch=flags.get("kill_switch"))
-    others = (*where.files, flags["key_file"], settings.key_file)
-    known = {path.resolve() for path in others if path is not None}
-    if where.ledger.resolve() in known:
-        raise ConfigError(f"the ledger's place, {where.ledger}, is that of another file; name one")
-    return where.ledger
+    return opening.open_source(origin, where, settings, on_page=on_page)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +30,8 @@ from statestore.cli.sources import (
     window_options,
 )
 from statestore.config import load_settings, places
-from statestore.times import now
 
 if TYPE_CHECKING:
-    from statestore.fills.sources import FillSource
     from statestore.repair.verify import Judged, Verification
 
 _STYLES = {"agrees": "dim", "unsettled": "cyan", "unproven": "yellow", "differs": "red"}
@@ -88,6 +85,7 @@ def command(**flags: Any) -> int:
     precious = (*where.files, where.ledger, *read)
     refuse_target("--metrics-textfile", flags["metrics_textfile"], precious)
     from statestore.disk.store import StateStore
+    from statestore.repair.opening import clock_of
     from statestore.repair.verify import Verdict, verify
 
     store = StateStore(where.state, backup_dir=where.backup_dir)
@@ -102,7 +100,7 @@ def command(**flags: Any) -> int:
                 options,
                 # Recorded files do not move.
                 grace_seconds=Decimal(0) if flags["fills"] else flags["grace"],
-                clock=_clock_of(opened.source),
+                clock=clock_of(opened.source),
                 wait=_wait,
                 portfolio=opened.portfolio,
                 warnings=opened.warnings,
@@ -113,17 +111,6 @@ def command(**flags: Any) -> int:
         figures.success = found.verdict is Verdict.AGREES
         figures.exit_code = UNPROVEN if flags["exit_code"] and not found.ok else 0
         return figures.exit_code
-
-
-def _clock_of(source: FillSource) -> Callable[[], int]:
-    """Return the clock that dates the fills: the exchange's, however wrong the one here is."""
-    from statestore.fills.sources import TellsTime
-
-    if not isinstance(source, TellsTime):
-        return now
-    asked = now()
-    ahead = source.server_time() - (asked + now()) // 2
-    return lambda: now() + ahead
 
 
 def _wait(seconds: float) -> None:

@@ -152,6 +152,36 @@ def render(report: Report) -> str:
     return f"{page.strip()}\n"
 
 
+def render_overview(told: Mapping[str, Any], *, at: str, by: str, version: str) -> str:
+    """Return the page about a fleet, with a link to the page of each account that has one.
+
+    Args:
+        told: the summary, see `statestore.repair.fleet.summary`.
+        at: when the run ended, RFC 3339; ``by`` whom; ``version`` of the program.
+    """
+    counts = dict(told["counts"])
+    total, amiss = counts.pop("accounts"), counts.pop("not_ok")
+    counts.pop("ok")
+    headline = f"{_count(amiss, 'account')} of {total} not as expected" if amiss else "All well"
+    page = _environment().get_template("fleet.html.jinja")
+    text = page.render(
+        generator=_markup(GENERATOR),
+        told=told,
+        headline=headline,
+        counts=", ".join(f"{count} {name}" for name, count in counts.items()),
+        # Beside this page, so that the folder may be moved.
+        pages={
+            one["account"]: one["report"].rpartition("/")[2]
+            for one in told["accounts"]
+            if one.get("report")
+        },
+        at=at,
+        by=by,
+        version=version,
+    )
+    return f"{text.strip()}\n"
+
+
 # What is said in words
 
 

@@ -103,7 +103,8 @@ class CoinbaseSource:
         timeout: seconds to connect, and seconds without a byte.
         page_limit: fills a page. The exchange's maximum is not documented; 250 is in wide use.
         max_pages: more than these is taken for a window that does not end.
-        rate: requests a second at most, over all threads and all endpoints.
+        rate: requests a second at most, over all threads and all endpoints; ``pace``, where it is
+            given, holds for all sources that were given it, and decides.
         attempts: requests for one page at most.
         give_up_after: seconds after which a page is not asked for again.
         wait_initial, wait_max: seconds between two attempts, doubling from one to the other.
@@ -124,26 +125,27 @@ class CoinbaseSource:
         page_limit: int = 250,
         max_pages: int = 2_000,
         rate: int = DEFAULT_RATE,
+        pace: Pace | None = None,
         attempts: int = 5,
         give_up_after: float = 120.0,
         wait_initial: float = 0.5,
         wait_max: float = 15.0,
         on_page: Callable[[Progress], None] | None = None,
     ) -> None:
-        pace = Pace(rate)
+        paced = pace or Pace(rate)
         self._name = base_url
         self._page_limit = page_limit
         self._max_pages = max_pages
         self._on_page = on_page or (lambda _progress: None)
-        self._abreast = lambda: pace.abreast
+        self._abreast = lambda: paced.abreast
         self._get = _with_retries(
             _lender(
                 lambda: read_only_client(
                     credentials, base_url=base_url, timeout=timeout, ca_file=ca_file
                 ),
-                pace,
+                paced,
             ),
-            pace,
+            paced,
             host=base_url,
             attempts=attempts,
             give_up_after=give_up_after,

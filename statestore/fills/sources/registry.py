@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from statestore.config import Keys, Settings, exchange_keys
+from statestore.config import KeyNames, Keys, Settings, exchange_keys, read_keys
 from statestore.errors import SourceError, StateStoreError, UsageError
 from statestore.fills.sources import FillSource
-from statestore.fills.sources.pace import DEFAULT_RATE
+from statestore.fills.sources.pace import DEFAULT_RATE, Pace
 from statestore.fills.sources.slices import Progress
 
 GROUP = "statestore.sources"
@@ -31,8 +31,9 @@ class Context:
         argument: what stands behind the colon (``kraken`` of ``ccxt:kraken``), empty without one.
         base_url: ``--base-url``, None for the exchange's own.
         key_file: ``--key-file``; None: not given.
+        key_names: variables that hold the key, in place of the source's own; None: not given.
         products: ``--product``; a source that can read everything at once may ignore them.
-        rate: ``--rate``, requests a second at most.
+        rate: ``--rate``, requests a second at most; ``pace`` where others keep to the same one.
         on_page: to be told how far it is after each page of fills; None: nobody listens.
     """
 
@@ -40,17 +41,21 @@ class Context:
     argument: str = ""
     base_url: str | None = None
     key_file: Path | None = None
+    key_names: KeyNames | None = None
     products: frozenset[str] = frozenset()
     rate: int = DEFAULT_RATE
+    pace: Pace | None = None
     on_page: Callable[[Progress], None] | None = None
 
     def keys(self, prefix: str) -> Keys:
         """Return the key of ``PREFIX_API_KEY``, ``PREFIX_SECRET`` and ``PREFIX_PASSWORD``.
 
+        Where other variables were named, theirs.
+
         Raises:
             CredentialsError: there is none, or half of it.
         """
-        return exchange_keys(prefix)
+        return exchange_keys(prefix) if self.key_names is None else read_keys(self.key_names)
 
 
 Opener = Callable[[Context], FillSource]
@@ -80,18 +85,23 @@ def names() -> list[str]:
 
 def _coinbase(context: Context) -> FillSource:
     from statestore.fills.sources.coinbase import CoinbaseSource
-    from statestore.fills.sources.credentials import read_credentials
+    from statestore.fills.sources.credentials import Credentials, read_credentials
 
     if context.argument:
         raise UsageError(f"--source coinbase takes nothing behind a colon ({context.argument!r})")
     settings = context.settings
-    credentials = read_credentials(
-        context.key_file or settings.key_file, settings.api_key, settings.api_secret
-    )
+    if context.key_names is None:
+        credentials = read_credentials(
+            context.key_file or settings.key_file, settings.api_key, settings.api_secret
+        )
+    else:
+        keys = context.keys("COINBASE")
+        credentials = Credentials(keys.api_key, keys.secret)
     return CoinbaseSource(
         credentials,
         base_url=context.base_url or settings.base_url,
         rate=context.rate,
+        pace=context.pace,
         on_page=context.on_page,
     )
 
