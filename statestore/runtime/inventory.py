@@ -18,6 +18,7 @@ from statestore.amounts import ZERO
 from statestore.disk.backups import Backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.errors import SignalError, StateError
+from statestore.runtime.bootstrap import SECTION as DRIVERS
 from statestore.runtime.signals import PLACES, Inbox, Place
 from statestore.runtime.tokens import units_of
 
@@ -170,7 +171,7 @@ def _sections(*names: str) -> _Sections:
 
 
 def _others(at: Installation) -> Presence:
-    known = {"positions"}
+    known = {"positions", DRIVERS}
     for item in ITEMS:
         if isinstance(item.look, _Sections):
             known.update(item.look.names)
@@ -189,15 +190,16 @@ def _held_in(inbox: Inbox, place: Place) -> int:
     return len(signals) + len(damaged)
 
 
-def _positions(wanted: Callable[[Mapping[str, Any]], bool], counted: str) -> Look:
+def _positions(wanted: Callable[[Mapping[str, Any]], bool], counted: str, *sections: str) -> Look:
     def look(at: Installation) -> Presence:
         if at.state is None:
             return Presence(None)
-        section = at.state.get("positions") or {}
-        if not isinstance(section, Mapping):
-            return Presence(None, note="positions is no object")
-        entries = [e if isinstance(e, Mapping) else {} for e in section.values()]
-        count = sum(map(wanted, entries))
+        count = 0
+        for name in sections or ("positions",):
+            section = at.state.get(name) or {}
+            if not isinstance(section, Mapping):
+                return Presence(None, note=f"{name} is no object")
+            count += sum(wanted(e if isinstance(e, Mapping) else {}) for e in section.values())
         return Presence(count > 0, count=count, counted=counted)
 
     return look
@@ -215,10 +217,10 @@ def _is_tracked(entry: Mapping[str, Any]) -> bool:
     return not _is_driver(entry) and units_of(entry) == ZERO
 
 
-def _features(name: str) -> Callable[[Mapping[str, Any]], bool]:
+def _features(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     def wanted(entry: Mapping[str, Any]) -> bool:
         features = entry.get("features")
-        return isinstance(features, Mapping) and bool(features.get(name))
+        return isinstance(features, Mapping) and any(map(features.get, names))
 
     return wanted
 
@@ -249,7 +251,7 @@ ITEMS: tuple[Item, ...] = (
         "state", "file", "critical",
         "the state file: all sections below, under one checksum",
         "HIGH",
-        "statestore backup --to FOLDER, on another disk",
+        "statestore backup --output FOLDER, on another disk",
         "",
         _state,
     ),
@@ -390,7 +392,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap makes those that are missing",
         "instant",
-        _positions(_is_driver, "found"),
+        _positions(_is_driver, "found", "positions", DRIVERS),
     ),
     Item(
         "ta", "section", "regenerable",
@@ -398,7 +400,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap computes it once there are bars",
         "~1-2 minutes after prices",
-        _positions(_features("ta"), "found"),
+        _positions(_features("ta"), "found", "positions", DRIVERS),
     ),
     Item(
         "states", "section", "regenerable",
@@ -406,7 +408,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap computes them once there is technical analysis",
         "~1-2 minutes after ta",
-        _positions(_features("uptrend_engine_v4"), "found"),
+        _positions(_features("states", "uptrend_engine_v4"), "found", "positions", DRIVERS),
     ),
     Item(
         "learning", "section", "regenerable",
