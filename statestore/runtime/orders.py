@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -277,11 +277,14 @@ class PositionManager:
 
         Args:
             write: also to the database, for others to see. A tick is not worth a write otherwise.
+
+        Raises:
+            UsageError: one is no price; a market that is said to be at 0 is a feed that is broken.
         """
         with self._lock:
             for symbol, price in prices.items():
                 if price is not None:
-                    self._prices[symbol] = _amount(price, f"price of {symbol}", above=None)
+                    self._prices[symbol] = a_price(symbol, price)
             moved = []
             for position in list(self.positions.values()):
                 if position.symbol in prices and position.symbol in self._prices:
@@ -699,8 +702,8 @@ class PositionManager:
 
     # Deciding
 
-    def due_now(self) -> list[tuple[Position, list[Due]]]:
-        """Return the orders whose price the last known price crossed, as memory has it."""
+    def due_now(self, symbols: Collection[str]) -> list[tuple[Position, list[Due]]]:
+        """Return what the last prices of these symbols make due, as memory has it."""
         found = []
         by_position: dict[str | None, list[Order]] = {}
         for order in self.orders.values():
@@ -709,7 +712,7 @@ class PositionManager:
         for position in self.positions.values():
             price = self._prices.get(position.symbol)
             orders = by_position.get(position.position_id)
-            if price is not None and orders:
+            if position.symbol in symbols and price is not None and orders:
                 dues = lifecycle.due(position, orders, price, self.now(), self._patience)
                 if dues:
                     found.append((position, dues))
@@ -883,6 +886,11 @@ class PositionManager:
             reason=reason,
             venue="its sender",
         )
+
+
+def a_price(symbol: str, price: Amount) -> Decimal:
+    """Return an exact price of a market; raises `UsageError` for what is none, as 0."""
+    return _amount(price, f"price of {symbol}")
 
 
 def _spelt(kind: type[E], value: str) -> E:

@@ -311,6 +311,8 @@ def test_of_one_group_only_one_is_under_way():
 
     assert due([tp, order()]) == [("sl", 1)]  # both crossed: the stop-loss
     assert due([tp, order(triggered_at=NOW)]) == []
+    halves = [order(quantity="0.5", triggered_at=NOW), replace(tp, quantity=D("0.5"))]
+    assert due(halves) == []
     sent = order(triggered_at=NOW, exchange_order_id="x", status=OrderStatus.OPEN)
     assert due([tp, sent], now=NOW + 10 * MINUTE) == []
 

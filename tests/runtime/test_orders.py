@@ -660,6 +660,29 @@ def test_two_who_see_the_same_fill_book_it_once(bot, restart):
     ]
 
 
+def test_fills_of_different_orders_at_once_are_all_in_the_position(manager, restart):
+    opened = manager.open_position("BTC-USD", "long", "0.8", 100).position
+    targets = [
+        manager.attach_sl_tp(opened.position_id, take_profit=110 + n, quantity="0.1").orders[0]
+        for n in range(8)
+    ]
+    managers = [restart() for _ in range(4)]
+    barrier = threading.Barrier(4)
+
+    def tell(number):
+        barrier.wait()
+        for order in targets[number::4]:
+            managers[number].apply_report(order.order_id, report(order))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(tell, range(4)))
+
+    ((closed,), orders) = manager.tables.load(held_only=False)
+    assert (closed.status, closed.quantity) == ("CLOSED", 0)
+    assert closed.realized_pnl == sum(D("0.1") * (10 + n) for n in range(8))
+    assert {order.status for order in orders} == {"filled"}
+
+
 def test_stop_and_target_that_fill_at_once_do_not_sell_twice(bot, restart):
     for symbol in HELD:
         position = held(bot, symbol)
