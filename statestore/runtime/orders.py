@@ -314,11 +314,12 @@ class PositionManager:
         """Record a position that was opened, with its stop-loss and take-profit where given.
 
         Args:
-            opened_by: the id of the recorded order that opened it, which is linked to it: what is
-                filled of that order by now is what ``quantity`` says, later fills are booked.
+            opened_by: the id of the recorded order that opened it, which is linked to it:
+                ``quantity`` is what that order has filled by now, and later fills are booked.
 
         Raises:
-            UsageError: a value means nothing, or the order belongs to a position already.
+            UsageError: a value means nothing, the order belongs to a position already, or it has
+                filled something else by now.
             BackendError: one of this symbol and side is held already; or as elsewhere.
         """
         position = Position(
@@ -354,6 +355,11 @@ class PositionManager:
             raise UsageError(
                 f"order {order_id} ({order.side} {order.symbol}) cannot have opened "
                 f"{position.side} {position.symbol}"
+            )
+        if order.filled_quantity != position.quantity:
+            raise UsageError(
+                f"order {order_id} has {order.filled_quantity:f} filled by now, not "
+                f"{position.quantity:f}; record_result what it filled, and open that"
             )
         return replace(order, position_id=position.position_id)
 
@@ -835,7 +841,9 @@ class PositionManager:
             left = {"held": f"{position.quantity:f}", "realized_pnl": f"{position.realized_pnl:f}"}
             closed = position.status is PositionStatus.CLOSED
             logger.info("position closed" if closed else "position changed", extra=facts | left)
-        if done.unbooked:
+        if done.unbooked and position is None:
+            logger.info("filled: a position may be opened", extra=facts)
+        elif done.unbooked:
             logger.error(
                 "filled, but not in a position: look at what the exchange holds",
                 extra=facts | {"units": f"{done.unbooked:f}"},

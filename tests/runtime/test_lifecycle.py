@@ -317,6 +317,25 @@ def test_of_one_group_only_one_is_under_way():
     assert due([tp, sent], now=NOW + 10 * MINUTE) == []
 
 
+def test_a_close_at_the_market_is_under_way_and_a_limit_has_to_go_first():
+    market = order("m", "market", price=None, oco_group=None, created_at=NOW)
+    limit = order("l", "limit", price=D(200), oco_group=None, created_at=NOW)
+
+    assert due([order(), market]) == []
+    assert due([order(), market], now=NOW + MINUTE) == [("sl", 1)]  # never sent, it seems
+    sent = replace(market, exchange_order_id="x", status=OrderStatus.OPEN)
+    assert due([order(), sent], now=NOW + 10 * MINUTE) == []
+    (found,) = lifecycle.due(long(), [order(), limit], D(80), NOW, MINUTE)
+    assert found.cancel_first == (limit,)
+
+
+def test_an_order_that_was_recorded_to_be_sent_is_not_cancelled_by_us():
+    limit = order("l", "limit", price=D(200), oco_group=None)
+    done = lifecycle.booked(order(), report(), long(), [limit], NOW)
+
+    assert [(o.order_id, o.status) for o in done.to_cancel] == [("l", "pending")]
+
+
 def test_never_more_is_closed_than_is_held():
     first = order("a", quantity="0.7", oco_group="a")
     second = order("b", quantity="0.7", oco_group="b")

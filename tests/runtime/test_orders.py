@@ -388,13 +388,18 @@ def test_a_second_position_of_one_symbol_and_side_is_refused(bot):
 # Orders
 
 
-def test_an_order_is_recorded_before_it_is_sent_and_opens_a_position_when_filled(manager, restart):
+def test_an_order_is_recorded_before_it_is_sent_and_opens_a_position_when_filled(
+    manager, restart, said
+):
     order = manager.record_order("market", "buy", "0.5", symbol="BTC-USD").orders[0]
     assert restart().orders[order.order_id].status is OrderStatus.PENDING
 
     manager.record_result(
         order.order_id, "FILLED", exchange_order_id="x-1", filled_quantity="0.5", filled_price=60000
     )
+    assert said("filled: a position may be opened")
+    with pytest.raises(UsageError, match=r"has 0\.5 filled"):
+        manager.open_position("BTC-USD", "long", "0.4", 60000, opened_by=order.order_id)
     opened = manager.open_position(
         "BTC-USD", "long", "0.5", 60000, opened_by=order.order_id
     ).position
