@@ -106,7 +106,9 @@ def progress(order: Order, report: ExchangeOrder) -> Progress:
             f"{order.filled_quantity:f} for {order.filled_value:f}, which cannot be"
         )
     status = report.status
-    if order.status is OrderStatus.OPEN and status is OrderStatus.PENDING:
+    if status is OrderStatus.PENDING and (
+        order.status is OrderStatus.OPEN or report.filled_quantity
+    ):
         status = OrderStatus.OPEN
     after = replace(
         order if status is order.status else moved(order, status),

@@ -114,6 +114,11 @@ def test_a_partial_fill_is_open_with_something_filled():
     assert (step.quantity, step.value) == (D("0.4"), D(36))
 
 
+def test_an_order_that_is_queued_and_partly_filled_is_open():
+    step = lifecycle.progress(order(), report("pending", "0.4", "36"))
+    assert step.order.status is OrderStatus.OPEN
+
+
 def test_what_is_filled_is_a_total_so_the_same_report_twice_is_nothing_new():
     first = lifecycle.progress(order(), report("open", "0.4", "36")).order
     again = lifecycle.progress(first, report("open", "0.4", "36"))

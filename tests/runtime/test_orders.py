@@ -40,6 +40,7 @@ from statestore.runtime.orders import (
 from tests.servers import free_port
 
 D = Decimal
+NOBODY = "00000000-0000-4000-8000-000000000000"
 OPENED = datetime(2025, 10, 10, 16, 13, 1, 505817, tzinfo=UTC)
 HELD = {
     "BTC/USDT": ("0.00048", "119170.84"),
@@ -216,7 +217,7 @@ def test_an_id_of_document_004_finds_its_position(bot, legacy):
 
 @pytest.mark.parametrize(
     "strange",
-    ["BTC/USDT_SHORT_1760112781.5", "BTC/USDT_LONG_1", "BTC/USDT_LONG_x", "", "x", str(uuid4())],
+    ["BTC/USDT_SHORT_1760112781.5", "BTC/USDT_LONG_1", "BTC/USDT_LONG_x", "", "x", NOBODY],
 )
 def test_an_id_of_nothing_finds_nothing(bot, strange):
     assert bot.find(strange) is None
