@@ -58,6 +58,8 @@ def _loaded(database: str | None, schema: str, exchange: str) -> Iterator[Positi
 
     opened = Database(database_url(database), schema=schema)
     try:
+        with opened.dedicated():
+            pass  # says at once why it cannot be reached; the pool would try for a while
         manager = PositionManager(opened, exchange=exchange)
         manager.load_open_positions()
         yield manager

@@ -106,7 +106,9 @@ def progress(order: Order, report: ExchangeOrder) -> Progress:
             f"{order.filled_quantity:f} for {order.filled_value:f}, which cannot be"
         )
     status = report.status
-    if order.status is OrderStatus.OPEN and status is OrderStatus.PENDING:
+    if status is OrderStatus.PENDING and (
+        order.status is OrderStatus.OPEN or report.filled_quantity
+    ):
         status = OrderStatus.OPEN
     after = replace(
         order if status is order.status else moved(order, status),
@@ -293,8 +295,13 @@ def _covered_all(order: Order, position: Position) -> bool:
 
 
 def at_exchange(order: Order) -> bool:
-    """Whether the exchange has it, or may have: somebody was told to send it there."""
-    return order.exchange_order_id is not None or order.triggered_at is not None
+    """Whether the exchange has it, or may have.
+
+    It was recorded to be sent there; only a stop-loss or take-profit may wait here until somebody
+    is told to send it.
+    """
+    told = order.exchange_order_id is not None or order.triggered_at is not None
+    return told or not order.order_type.protects
 
 
 # Stop-loss and take-profit ---------------------------------------------------------------------
@@ -330,8 +337,8 @@ def due(
 ) -> list[Due]:
     """Return which orders of a position are to be acted on, the stop-loss before the take-profit.
 
-    Only orders that are not at the exchange, and never more than is held: what somebody was told
-    to send less than ``patience`` ago, or is at the exchange because its price was crossed, is
+    Only orders that are not at the exchange, and never more than is held: what was sent because a
+    price was crossed, or to close at the market, or was to be sent less than ``patience`` ago, is
     taken for under way, and no order of the same group is acted on meanwhile.
     """
     if not position.status.held:
@@ -356,9 +363,12 @@ def due(
 
 
 def _under_way(order: Order, now: datetime, patience: timedelta) -> bool:
-    if order.triggered_at is None:
+    """Whether it is closing at this moment: sent because a price was crossed, or at the market."""
+    market = order.order_type is OrderType.MARKET
+    since = order.triggered_at or (order.created_at if market else None)
+    if since is None:
         return False
-    return order.exchange_order_id is not None or now - order.triggered_at < patience
+    return order.exchange_order_id is not None or now - since < patience
 
 
 @dataclass(frozen=True, slots=True)

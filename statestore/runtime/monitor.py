@@ -34,20 +34,20 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from statestore.errors import BackendError, SourceError, StateStoreError
+from statestore.errors import BackendError, SourceError, StateStoreError, UsageError
 from statestore.runtime import lifecycle
+from statestore.runtime.orders import Amount, PositionManager, a_price
 from statestore.runtime.syncing import sync
 
 if TYPE_CHECKING:
     from statestore.fills.sources import OrderSource
     from statestore.model import Order, OrderSide, Position
     from statestore.runtime.lifecycle import Booked, Due
-    from statestore.runtime.orders import Amount, PositionManager
 
 logger = logging.getLogger(__name__)
 
 # The prices of these symbols; one that is not known is left out, or None.
-Prices = Callable[[Collection[str]], Mapping[str, "Amount | None"]]
+Prices = Callable[[Collection[str]], Mapping[str, Amount | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,26 @@ class PositionMonitor:
         if not symbols:
             self.problems.pop("prices", None)
             return []
-        prices = {s: price for s, price in self._prices(symbols).items() if price is not None}
-        manager.update_prices(prices)
-        self._note("prices", ", ".join(sorted(symbols - set(prices))), "no price of")
-        return self._decide(prices)
+        priced = self._take_prices(symbols)
+        self._note("prices", ", ".join(sorted(symbols - priced)), "no price of")
+        return self._decide(priced)
 
-    def _decide(self, prices: Collection[str]) -> list[Decision]:
+    def _take_prices(self, symbols: Collection[str]) -> set[str]:
+        """Take in the prices there are; one that is none does not keep the others from acting."""
+        taken = {}
+        for symbol, price in self._prices(symbols).items():
+            if price is None:
+                continue
+            try:
+                taken[symbol] = a_price(symbol, price)
+            except UsageError as error:
+                logger.warning("price refused", extra={"symbol": symbol, "why": str(error)})
+        self.manager.update_prices(taken)
+        return set(taken)
+
+    def _decide(self, symbols: Collection[str]) -> list[Decision]:
         manager = self.manager
-        crossed = manager.due_now()
+        crossed = manager.due_now(symbols)
         halted = manager.kill_switch is not None and manager.kill_switch.engaged()
         if halted:
             orders = [due.order.order_id for _, dues in crossed for due in dues]
@@ -147,7 +159,7 @@ class PositionMonitor:
         decisions = []
         for position, dues in crossed:
             decisions += self._claimed(position, dues)
-        manager.looked_at(prices)
+        manager.looked_at(symbols)
         for decision in decisions:
             self._hand_out(decision)
         return decisions

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -277,11 +277,14 @@ class PositionManager:
 
         Args:
             write: also to the database, for others to see. A tick is not worth a write otherwise.
+
+        Raises:
+            UsageError: one is no price; a market that is said to be at 0 is a feed that is broken.
         """
         with self._lock:
             for symbol, price in prices.items():
                 if price is not None:
-                    self._prices[symbol] = _amount(price, f"price of {symbol}", above=None)
+                    self._prices[symbol] = a_price(symbol, price)
             moved = []
             for position in list(self.positions.values()):
                 if position.symbol in prices and position.symbol in self._prices:
@@ -311,11 +314,12 @@ class PositionManager:
         """Record a position that was opened, with its stop-loss and take-profit where given.
 
         Args:
-            opened_by: the id of the recorded order that opened it, which is linked to it: what is
-                filled of that order by now is what ``quantity`` says, later fills are booked.
+            opened_by: the id of the recorded order that opened it, which is linked to it:
+                ``quantity`` is what that order has filled by now, and later fills are booked.
 
         Raises:
-            UsageError: a value means nothing, or the order belongs to a position already.
+            UsageError: a value means nothing, the order belongs to a position already, or it has
+                filled something else by now.
             BackendError: one of this symbol and side is held already; or as elsewhere.
         """
         position = Position(
@@ -351,6 +355,11 @@ class PositionManager:
             raise UsageError(
                 f"order {order_id} ({order.side} {order.symbol}) cannot have opened "
                 f"{position.side} {position.symbol}"
+            )
+        if order.filled_quantity != position.quantity:
+            raise UsageError(
+                f"order {order_id} has {order.filled_quantity:f} filled by now, not "
+                f"{position.quantity:f}; record_result what it filled, and open that"
             )
         return replace(order, position_id=position.position_id)
 
@@ -699,8 +708,8 @@ class PositionManager:
 
     # Deciding
 
-    def due_now(self) -> list[tuple[Position, list[Due]]]:
-        """Return the orders whose price the last known price crossed, as memory has it."""
+    def due_now(self, symbols: Collection[str]) -> list[tuple[Position, list[Due]]]:
+        """Return what the last prices of these symbols make due, as memory has it."""
         found = []
         by_position: dict[str | None, list[Order]] = {}
         for order in self.orders.values():
@@ -709,7 +718,7 @@ class PositionManager:
         for position in self.positions.values():
             price = self._prices.get(position.symbol)
             orders = by_position.get(position.position_id)
-            if price is not None and orders:
+            if position.symbol in symbols and price is not None and orders:
                 dues = lifecycle.due(position, orders, price, self.now(), self._patience)
                 if dues:
                     found.append((position, dues))
@@ -832,7 +841,9 @@ class PositionManager:
             left = {"held": f"{position.quantity:f}", "realized_pnl": f"{position.realized_pnl:f}"}
             closed = position.status is PositionStatus.CLOSED
             logger.info("position closed" if closed else "position changed", extra=facts | left)
-        if done.unbooked:
+        if done.unbooked and position is None:
+            logger.info("filled: a position may be opened", extra=facts)
+        elif done.unbooked:
             logger.error(
                 "filled, but not in a position: look at what the exchange holds",
                 extra=facts | {"units": f"{done.unbooked:f}"},
@@ -883,6 +894,11 @@ class PositionManager:
             reason=reason,
             venue="its sender",
         )
+
+
+def a_price(symbol: str, price: Amount) -> Decimal:
+    """Return an exact price of a market; raises `UsageError` for what is none, as 0."""
+    return _amount(price, f"price of {symbol}")
 
 
 def _spelt(kind: type[E], value: str) -> E:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # So many are asked for one by one; beyond, a list of all since the oldest is shorter.
 _ONE_BY_ONE = 20
 _CLOCKS_DIFFER = 3600 * NANOSECONDS
-_WEEK = 7 * 24 * 3600 * NANOSECONDS
+_DAY = 24 * 3600 * NANOSECONDS
+_WEEK = 7 * _DAY
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class Reconciliation:
     """Where orders here and at the exchange differ; plain values, for a report.
 
     Attributes:
-        missing: live here, and the exchange does not know them.
+        missing: live here and sent, or to be sent, and the exchange does not know them.
         unknown: live or filled at the exchange, and not recorded here.
         mismatch: recorded otherwise than the exchange says, field by field.
     """
@@ -109,12 +110,13 @@ def _reports(
     unsure = {
         order.order_id: order
         for order in live
-        if order.exchange_order_id is None and (thorough or _perhaps_sent(order))
+        if order.exchange_order_id is None
+        and (thorough or (_perhaps_sent(order) and _made(order) > times.now() - _DAY))
     }
     reports: dict[str, ExchangeOrder] = {}
     listed: Mapping[str, ExchangeOrder] = {}
     oldest = [_instant(order.created_at) for order in named.values()]
-    since = [_instant(order.triggered_at or order.created_at) for order in unsure.values()]
+    since = [_made(order) for order in unsure.values()]
     if len(named) > _ONE_BY_ONE:
         since += oldest
     if since:
@@ -133,7 +135,7 @@ def _reports(
 
 
 def _perhaps_sent(order: Order) -> bool:
-    """Whether somebody was told to send it, or recorded it to send it; a stop-loss may just wait."""
+    """Whether it was handed out, or recorded to be sent; a stop-loss may just wait here."""
     return order.triggered_at is not None or not order.order_type.protects
 
 
@@ -165,9 +167,9 @@ def reconcile(manager: PositionManager, source: OrderSource, since: int | None) 
         seen.add(order.order_id)
         _compare(found, order, report)
     for order in live:
-        if order.order_id in seen or order.exchange_order_id is None:
+        if order.order_id in seen or not (order.exchange_order_id or _perhaps_sent(order)):
             continue
-        alone = source.order(order.exchange_order_id)
+        alone = source.order(order.exchange_order_id) if order.exchange_order_id else None
         if alone is None:
             found.missing.append(_named(order))
         else:
@@ -217,6 +219,11 @@ def _told(report: ExchangeOrder) -> dict[str, Any]:
         "quantity": report.quantity,
         "filled_quantity": report.filled_quantity,
     }
+
+
+def _made(order: Order) -> int:
+    """When it may have been sent at the earliest."""
+    return _instant(order.triggered_at or order.created_at)
 
 
 def _instant(moment: datetime | None) -> int:

@@ -122,7 +122,7 @@ def test_what_is_no_position_is_refused(tables: PositionTables, said: dict[str, 
 @pytest.mark.parametrize(
     "said",
     [
-        {"position_id": str(uuid4())},  # of no position
+        {"position_id": "00000000-0000-4000-8000-000000000000"},  # of no position
         {"position_id": None},  # a stop of nothing
         {"price": None},
         {"status": OrderStatus.FILLED},  # of nothing

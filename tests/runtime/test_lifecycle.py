@@ -114,6 +114,11 @@ def test_a_partial_fill_is_open_with_something_filled():
     assert (step.quantity, step.value) == (D("0.4"), D(36))
 
 
+def test_an_order_that_is_queued_and_partly_filled_is_open():
+    step = lifecycle.progress(order(), report("pending", "0.4", "36"))
+    assert step.order.status is OrderStatus.OPEN
+
+
 def test_what_is_filled_is_a_total_so_the_same_report_twice_is_nothing_new():
     first = lifecycle.progress(order(), report("open", "0.4", "36")).order
     again = lifecycle.progress(first, report("open", "0.4", "36"))
@@ -311,8 +316,29 @@ def test_of_one_group_only_one_is_under_way():
 
     assert due([tp, order()]) == [("sl", 1)]  # both crossed: the stop-loss
     assert due([tp, order(triggered_at=NOW)]) == []
+    halves = [order(quantity="0.5", triggered_at=NOW), replace(tp, quantity=D("0.5"))]
+    assert due(halves) == []
     sent = order(triggered_at=NOW, exchange_order_id="x", status=OrderStatus.OPEN)
     assert due([tp, sent], now=NOW + 10 * MINUTE) == []
+
+
+def test_a_close_at_the_market_is_under_way_and_a_limit_has_to_go_first():
+    market = order("m", "market", price=None, oco_group=None, created_at=NOW)
+    limit = order("l", "limit", price=D(200), oco_group=None, created_at=NOW)
+
+    assert due([order(), market]) == []
+    assert due([order(), market], now=NOW + MINUTE) == [("sl", 1)]  # never sent, it seems
+    sent = replace(market, exchange_order_id="x", status=OrderStatus.OPEN)
+    assert due([order(), sent], now=NOW + 10 * MINUTE) == []
+    (found,) = lifecycle.due(long(), [order(), limit], D(80), NOW, MINUTE)
+    assert found.cancel_first == (limit,)
+
+
+def test_an_order_that_was_recorded_to_be_sent_is_not_cancelled_by_us():
+    limit = order("l", "limit", price=D(200), oco_group=None)
+    done = lifecycle.booked(order(), report(), long(), [limit], NOW)
+
+    assert [(o.order_id, o.status) for o in done.to_cancel] == [("l", "pending")]
 
 
 def test_never_more_is_closed_than_is_held():

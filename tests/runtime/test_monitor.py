@@ -240,6 +240,23 @@ def test_a_price_that_is_not_known_is_a_problem_that_is_said_once(monitor, desk,
     assert monitor.problems == {}
 
 
+@pytest.mark.parametrize("broken", [0, -1, float("nan"), "n/a"])
+def test_a_price_that_is_none_neither_sells_nor_keeps_others_from_acting(monitor, desk, broken):
+    desk.prices |= {"BTC-USD": broken, "SOL-USD": D(1)}
+
+    assert symbols(monitor.cycle()) == [("SOL-USD", "stop_loss")]
+    assert monitor.problems == {"prices": "no price of BTC-USD"}
+
+
+def test_nothing_is_decided_by_an_old_price(monitor, desk, now):
+    desk.prices["BTC-USD"] = D(1)
+    monitor.cycle()
+    now.at += timedelta(hours=1)
+    del desk.prices["BTC-USD"]
+
+    assert monitor.cycle() == []
+
+
 # While the bot was down
 
 
@@ -549,7 +566,11 @@ def test_reconciling_tells_what_is_missing_unknown_and_different(monitor, fake_e
     assert mine.order_id not in str(found)
     assert manager.tables.load(held_only=False) == before
     fake_exchange.set_order(gone.exchange_order_id, "BTC-USD", "SELL", client_order_id="")
-    assert [row["order_id"] for row in manager.reconcile_orders(source).missing] == [gone.order_id]
+    never_sent = manager.record_order("market", "buy", 1, symbol="ADA-USD").orders[0]
+    assert {row["order_id"] for row in manager.reconcile_orders(source).missing} == {
+        gone.order_id,
+        never_sent.order_id,
+    }
 
 
 # In a session

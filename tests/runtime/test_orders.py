@@ -40,6 +40,7 @@ from statestore.runtime.orders import (
 from tests.servers import free_port
 
 D = Decimal
+NOBODY = "00000000-0000-4000-8000-000000000000"
 OPENED = datetime(2025, 10, 10, 16, 13, 1, 505817, tzinfo=UTC)
 HELD = {
     "BTC/USDT": ("0.00048", "119170.84"),
@@ -216,7 +217,7 @@ def test_an_id_of_document_004_finds_its_position(bot, legacy):
 
 @pytest.mark.parametrize(
     "strange",
-    ["BTC/USDT_SHORT_1760112781.5", "BTC/USDT_LONG_1", "BTC/USDT_LONG_x", "", "x", str(uuid4())],
+    ["BTC/USDT_SHORT_1760112781.5", "BTC/USDT_LONG_1", "BTC/USDT_LONG_x", "", "x", NOBODY],
 )
 def test_an_id_of_nothing_finds_nothing(bot, strange):
     assert bot.find(strange) is None
@@ -388,13 +389,18 @@ def test_a_second_position_of_one_symbol_and_side_is_refused(bot):
 # Orders
 
 
-def test_an_order_is_recorded_before_it_is_sent_and_opens_a_position_when_filled(manager, restart):
+def test_an_order_is_recorded_before_it_is_sent_and_opens_a_position_when_filled(
+    manager, restart, said
+):
     order = manager.record_order("market", "buy", "0.5", symbol="BTC-USD").orders[0]
     assert restart().orders[order.order_id].status is OrderStatus.PENDING
 
     manager.record_result(
         order.order_id, "FILLED", exchange_order_id="x-1", filled_quantity="0.5", filled_price=60000
     )
+    assert said("filled: a position may be opened")
+    with pytest.raises(UsageError, match=r"has 0\.5 filled"):
+        manager.open_position("BTC-USD", "long", "0.4", 60000, opened_by=order.order_id)
     opened = manager.open_position(
         "BTC-USD", "long", "0.5", 60000, opened_by=order.order_id
     ).position
@@ -658,6 +664,29 @@ def test_two_who_see_the_same_fill_book_it_once(bot, restart):
         "cancelled",
         "filled",
     ]
+
+
+def test_fills_of_different_orders_at_once_are_all_in_the_position(manager, restart):
+    opened = manager.open_position("BTC-USD", "long", "0.8", 100).position
+    targets = [
+        manager.attach_sl_tp(opened.position_id, take_profit=110 + n, quantity="0.1").orders[0]
+        for n in range(8)
+    ]
+    managers = [restart() for _ in range(4)]
+    barrier = threading.Barrier(4)
+
+    def tell(number):
+        barrier.wait()
+        for order in targets[number::4]:
+            managers[number].apply_report(order.order_id, report(order))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(tell, range(4)))
+
+    ((closed,), orders) = manager.tables.load(held_only=False)
+    assert (closed.status, closed.quantity) == ("CLOSED", 0)
+    assert closed.realized_pnl == sum(D("0.1") * (10 + n) for n in range(8))
+    assert {order.status for order in orders} == {"filled"}
 
 
 def test_stop_and_target_that_fill_at_once_do_not_sell_twice(bot, restart):
