@@ -680,7 +680,9 @@ def main() -> None:
         print(f"memory of a 16 MB save: {report.memory:.1f} times its size")
         reports.append(report)
     if options.markdown:
-        PAGE.write_text(page(reports))
+        former = PAGE.read_text() if PAGE.exists() else ""
+        others = former.partition("\n## In PostgreSQL")  # written by database.py
+        PAGE.write_text(page(reports) + "".join(others[1:]))
         print(f"\nwrote {PAGE.name}")
 
 

@@ -11,8 +11,9 @@ Fixtures:
 
 Builders, for rows as the exchange sends them: `fill`, `fills`.
 
-And a guard: as long as pytest runs, its process writes no state outside of a temporary folder. A
-test that reaches the live file by a default path fails with the path and what to use instead.
+And a guard: as long as pytest runs, its process writes no state outside of a temporary folder, and
+none into a database of another machine. A test that reaches the live one by a default path fails
+with the path and what to use instead.
 Other processes that a test starts are not covered.
 """
 
@@ -32,6 +33,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -187,7 +189,7 @@ class _GuardedImport(MetaPathFinder):
     test would miss a test that imports its bot in its body.
     """
 
-    def __init__(self, guard: Callable[[Path], None]) -> None:
+    def __init__(self, guard: Callable[[Path | str], None]) -> None:
         self.guard = guard
 
     def find_spec(
@@ -208,7 +210,16 @@ class _GuardedImport(MetaPathFinder):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    def guard(path: Path) -> None:
+    def guard(path: Path | str) -> None:
+        if isinstance(path, str):
+            # Elsewhere than on this machine there may be a bot's own.
+            if urlsplit(path).hostname not in (None, "localhost", "127.0.0.1", "::1"):
+                pytest.fail(
+                    f"a test was about to write the state at {path}, which is not on this machine; "
+                    "use a database of the test's own on 127.0.0.1, memory://, or the fixture "
+                    "state_store"
+                )
+            return
         temporary = [tempfile.gettempdir(), os.environ.get("PYTEST_DEBUG_TEMPROOT")]
         temporary.append(config.getoption("basetemp", None))
         resolved = path.resolve()

@@ -40,6 +40,7 @@ from statestore.backends.listening import Listener
 from statestore.backends.revisions import Judged, Pointer, Present, RevisionStore
 from statestore.config import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
 from statestore.disk import codec
+from statestore.disk import store as files
 from statestore.disk.contract import BeforeCommit, StateMeta
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import Lease
@@ -395,6 +396,10 @@ class PostgresStore(RevisionStore):
                 return verdict, None
 
     # What a state of revisions is made of
+
+    def _ask_guard(self) -> None:
+        if files.path_guard is not None:
+            files.path_guard(self.path)
 
     def _file_name(self) -> str:
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.state)

@@ -43,6 +43,7 @@ from statestore.disk.durable import Durability
 from statestore.disk.locks import Lease, WriterLock, flock_holder, lease_holder, take_lease
 from statestore.disk.reading import Found, OnMismatch, Reader, peek_revision
 from statestore.errors import (
+    Place,
     RevisionConflict,
     StateCorrupt,
     StateInvalid,
@@ -63,8 +64,8 @@ _HOST = os.uname().nodename
 # computed. Below, a second transfer costs it more than that saves.
 _LARGE = 1 << 18
 
-# Called with the state file's path before anything is written; the pytest plugin refuses live ones.
-path_guard: Callable[[Path], None] | None = None
+# Called with where a state is before anything is written; the pytest plugin refuses live ones.
+path_guard: Callable[[Place], None] | None = None
 
 
 class FileStore(StateStore):

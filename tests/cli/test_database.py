@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from statestore.cli.main_loop import command as main_loop
 from statestore.cli.rebuild import command as rebuild_positions
 from statestore.cli.state_manager import command as state_manager
 from statestore.disk import codec
+from statestore.simulated import SimulatedExchange
 from tests.backends.proxy import Proxy
 from tests.cli.conftest import Run
 from tests.cli.test_rebuild_apply import ROWS, STATE, WINDOW
@@ -324,3 +327,24 @@ def test_a_password_has_no_place_in_the_settings_file(
     assert ran.code == 2
     assert ".pgpass" in ran.error
     assert "hunter2" not in ran.err
+
+
+def test_the_commands_of_the_page_run(
+    statestore: Run,
+    run: Run,
+    url: str,
+    tmp_path: Path,
+    exchange: SimulatedExchange,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/postgresql.md").read_text()
+    blocks = re.findall(r"```console\n(.*?)```", page, re.S)
+    monkeypatch.setenv("STATE_FILE", f"{url}&file_fallback=data/fallback.json")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.state.json").write_bytes(STATE)
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert len(lines) > 12
+    for program, *words in lines:
+        ran = statestore(*words) if program == "statestore" else run(rebuild_positions, *words)
+        # There is one revision when `diff` is shown, and nothing before it.
+        assert ran.code == 0 or (words == ["diff"] and ran.code == 8), (words, ran.err)

@@ -115,6 +115,18 @@ def test_a_test_that_reaches_the_live_state_fails_and_writes_nothing(
     assert not live.parent.exists()
 
 
+def test_a_test_that_reaches_a_database_elsewhere_fails_before_it_connects(pytest_says):
+    pytest.importorskip("psycopg")
+    source = LIVE_WRITE.format(path="", at_import="").replace(
+        "Path('')", "'postgresql://bot:hunter2@db.example.org/trading'"
+    )
+    code, said = pytest_says(source)
+
+    assert code == 1
+    assert "about to write the state at postgresql://db.example.org/trading" in said
+    assert "memory://" in said
+
+
 def test_a_link_out_of_the_temporary_folder_is_seen_through(pytest_says, tmp_path):
     (tmp_path / "live").mkdir()
     (tmp_path / "tmp").mkdir()
