@@ -39,7 +39,12 @@ man_pages = [("cli", "statestore", "a trading bot's state, and tools to repair i
 
 # Pages that stand outside of this folder, so that a visitor of the repository finds them; links
 # between them and these are the repository's.
-_OUTSIDE = {"README": "index", "CHANGELOG": "changelog", "CONTRIBUTING": "contributing"}
+_OUTSIDE = {
+    "README": "index",
+    "CHANGELOG": "changelog",
+    "CONTRIBUTING": "contributing",
+    "SECURITY": "security",
+}
 
 
 def _inside(app: Sphinx, page: str, source: list[str]) -> None:

@@ -118,8 +118,8 @@ class StateUrl:
         parts, ours = self._parts, self.parameters
         where = str(parts.netloc).rpartition("@")[2] or dict(self._query).get("host", "")
         scheme = "postgresql" if parts.scheme == "postgres" else parts.scheme
-        if scheme == "memory":
-            return f"memory://{where}{parts.path}"
+        if scheme != "postgresql":
+            return f"{scheme}://{where}{parts.path}"
         named = {
             "schema": ours.get("schema", DEFAULT_SCHEMA),
             "state": ours.get("state", DEFAULT_STATE),

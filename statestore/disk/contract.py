@@ -49,7 +49,8 @@ Numbers = codec.Numbers
 BeforeCommit = Callable[[], None]
 
 # By the scheme of a URL. Looked up when one is asked for: what is in backends/ is built on disk/,
-# and a bot with a file must not pay for a database.
+# and a bot with a file must not pay for a database. More come by entry points of this group.
+BACKENDS_GROUP = "statestore.backends"
 _BACKENDS = {
     "postgresql": "statestore.backends.postgres:PostgresStore",
     "postgres": "statestore.backends.postgres:PostgresStore",
@@ -534,12 +535,20 @@ def _kind_of(path: object) -> type[StateStore]:
     scheme, colon, _ = url.partition("://") if isinstance(url, str) else ("", "", "")
     home = "statestore.disk.store:FileStore"
     if colon:
-        if scheme not in _BACKENDS:
-            raise UsageError(
-                f"{scheme}:// is no store that is known; name a file, or one of "
-                f"{', '.join(f'{known}://' for known in _BACKENDS)}"
-            )
-        home = _BACKENDS[scheme]
+        home = _BACKENDS.get(scheme) or _added_home(scheme)
     module, _, name = home.partition(":")
     kind: type[StateStore] = getattr(import_module(module), name)
     return kind
+
+
+def _added_home(scheme: str) -> str:
+    """Return the class another package gives for a scheme, as ``module:name``."""
+    from importlib.metadata import entry_points
+
+    added = {point.name: point.value for point in entry_points(group=BACKENDS_GROUP)}
+    if scheme not in added:
+        known = ", ".join(f"{name}://" for name in [*_BACKENDS, *added])
+        raise UsageError(
+            f"{scheme:.40}:// is no store that is known; name a file, or one of {known}"
+        )
+    return added[scheme]

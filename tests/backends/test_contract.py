@@ -807,3 +807,24 @@ def test_a_mirror_that_is_ahead_is_restored_into_any_store(
     assert taken is not None
     assert taken.revision == 4
     assert behind.load() == ahead.load() == {"n": 3}
+
+
+def test_another_package_adds_a_store_by_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere.py").write_text(
+        "from statestore.backends.memory import MemoryStore\nclass Elsewhere(MemoryStore): pass\n"
+    )
+    told = tmp_path / "elsewhere-1.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
+    (told / "entry_points.txt").write_text(
+        "[statestore.backends]\nelsewhere = elsewhere:Elsewhere\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    store = StateStore("elsewhere://one")
+
+    assert type(store).__name__ == "Elsewhere"
+    with pytest.raises(UsageError, match="elsewhere://"):
+        StateStore("nowhere://one")
