@@ -318,9 +318,7 @@ class PostgresStore(RevisionStore):
             if take is None:
                 done, aside = self._settled(fallback)
             else:
-                if take == "file":
-                    self._put_into_database(fallback)
-                done, aside = "take", fallback.drop(f"the {take}'s state was taken")
+                done, aside = "take", fallback.exclusively(lambda: self._taken(fallback, take))
                 present = self._of_database()
                 if present is not None and present.data is not None:
                     fallback.copy(present.pointer, present.data, self._knows)
@@ -345,6 +343,11 @@ class PostgresStore(RevisionStore):
             "why": pending.why if pending else None,
         }
 
+    def _taken(self, fallback: Fallback, take: str) -> Path | None:
+        if take == "file":
+            self._put_into_database(fallback)
+        return fallback.drop(f"the {take}'s state was taken")
+
     def _put_into_database(self, fallback: Fallback) -> None:
         """Save what the file has as the next revision, whatever the database has."""
         file = fallback.present()
@@ -365,6 +368,9 @@ class PostgresStore(RevisionStore):
         Raises:
             StateForked, BackendUnavailable.
         """
+        return fallback.exclusively(lambda: self._settled_alone(fallback))
+
+    def _settled_alone(self, fallback: Fallback) -> tuple[str, Path | None]:
         while True:
             database = self._pointer_of_database()
             verdict = fallback.verdict(database, self._knows)
