@@ -34,7 +34,7 @@ from statestore.backends.revisions import Pointer, Present
 from statestore.disk import codec, durable
 from statestore.disk.backups import read_valid
 from statestore.disk.locks import WriterLock
-from statestore.errors import StateCorrupt, StateError, StateForked
+from statestore.errors import BackendError, StateCorrupt, StateError, StateForked
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Fallback:
 
         try:
             self.exclusively(act)
-        except StateError as error:
+        except (StateError, BackendError) as error:
             logger.warning(
                 "no copy of the state beside the database",
                 extra={"path": str(self.path), "why": str(error)},

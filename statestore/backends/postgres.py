@@ -478,7 +478,8 @@ class PostgresStore(RevisionStore):
             uncertain = isinstance(error, SaveUncertain)
             return fallback.take(former, to, data, str(error), uncertain=uncertain)
         if done:
-            fallback.copy(to, data, self._knows)
+            # Mostly what it replaces is what the database had until now: that is not asked for.
+            fallback.copy(to, data, lambda pointer: pointer == former or self._knows(pointer))
         return done
 
     @contextmanager
