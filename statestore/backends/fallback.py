@@ -27,18 +27,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from statestore import times
 from statestore.backends.revisions import Pointer, Present
 from statestore.disk import codec, durable
 from statestore.disk.backups import read_valid
 from statestore.disk.locks import WriterLock
-from statestore.errors import StateCorrupt, StateError, StateForked
+from statestore.errors import BackendError, StateCorrupt, StateError, StateForked
 
 logger = logging.getLogger(__name__)
 
 Verdict = Literal["nothing", "push", "drop", "forked"]
+
+T = TypeVar("T")
 
 # Says whether the database has, or had, this revision.
 Knows = Callable[[Pointer], bool]
@@ -178,7 +180,7 @@ class Fallback:
             self._write(data)
             return True
 
-        done = self._lock.exclusively(act, self._timeout)
+        done = self.exclusively(act)
         if done:
             logger.error(
                 "state saved in the file only: the database is away",
@@ -201,8 +203,8 @@ class Fallback:
             self._write(data)
 
         try:
-            self._lock.exclusively(act, self._timeout)
-        except StateError as error:
+            self.exclusively(act)
+        except (StateError, BackendError) as error:
             logger.warning(
                 "no copy of the state beside the database",
                 extra={"path": str(self.path), "why": str(error)},
@@ -213,9 +215,13 @@ class Fallback:
         self.pending_path.unlink(missing_ok=True)
         durable.flush_folder(self.pending_path)
 
+    def exclusively(self, act: Callable[[], T]) -> T:
+        """Run `act` while nobody else saves here: what it decides on stays as it is."""
+        return self._lock.exclusively(act, self._timeout)
+
     def drop(self, why: str) -> Path | None:
         """Move the file aside, and note that there is nothing to reconcile; return where it is."""
-        aside = self._lock.exclusively(lambda: self._move_aside(why), self._timeout)
+        aside = self._move_aside(why)
         self.done()
         return aside
 

@@ -11,15 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from statestore import times
-from statestore.backends.halting import SharedKillSwitch
+from statestore.backends.halting import Row
 from statestore.backends.revisions import Pointer, Present, RevisionStore
 from statestore.config import StateUrl
 from statestore.disk.contract import BeforeCommit
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import Lease, lease_held
 from statestore.disk.reading import OnMismatch
 
@@ -80,8 +78,8 @@ class MemoryStore(RevisionStore):
     def lease_holder(self) -> dict[str, Any] | None:
         return self._memory.holder
 
-    def kill_switch(self, local: KillSwitch | Path | None = None) -> KillSwitch:
-        return SharedKillSwitch(super().kill_switch(local), _Row(self._memory), self.path)
+    def _row(self) -> Row:
+        return _Row(self._memory)
 
     def _file_name(self) -> str:
         return self._name.replace("/", "-")

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from statestore.backends.database import Database
 from statestore.backends.fallback import Fallback
-from statestore.backends.halting import SharedKillSwitch
+from statestore.backends.halting import Row
 from statestore.backends.leases import BEAT_SECONDS, DatabaseLease, holder
 from statestore.backends.line import Line
 from statestore.backends.listening import Listener
@@ -42,7 +42,6 @@ from statestore.config import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
 from statestore.disk import codec
 from statestore.disk import store as files
 from statestore.disk.contract import BeforeCommit, StateMeta
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import Lease
 from statestore.disk.reading import OnMismatch
 from statestore.errors import (
@@ -51,6 +50,7 @@ from statestore.errors import (
     SaveUncertain,
     StateForked,
     StateLocked,
+    StateStoreError,
     UsageError,
 )
 
@@ -253,16 +253,8 @@ class PostgresStore(RevisionStore):
         return lease
 
     def lease_holder(self) -> dict[str, Any] | None:
-        try:
-            with self._reading.taken() as connection, self.database.explaining():
-                return holder(self.database, connection, self.state)
-        except BackendUnavailable:
-            if self._fallback is None:
-                raise
-            return None  # whoever held it has lost it
-
-    def kill_switch(self, local: KillSwitch | Path | None = None) -> KillSwitch:
-        return SharedKillSwitch(super().kill_switch(local), _Row(self._rows), self.path)
+        with self._reading.taken() as connection, self.database.explaining():
+            return holder(self.database, connection, self.state)
 
     def close(self) -> None:
         self._ears.close()
@@ -326,9 +318,7 @@ class PostgresStore(RevisionStore):
             if take is None:
                 done, aside = self._settled(fallback)
             else:
-                if take == "file":
-                    self._put_into_database(fallback)
-                done, aside = "take", fallback.drop(f"the {take}'s state was taken")
+                done, aside = "take", fallback.exclusively(lambda: self._taken(fallback, take))
                 present = self._of_database()
                 if present is not None and present.data is not None:
                     fallback.copy(present.pointer, present.data, self._knows)
@@ -353,6 +343,11 @@ class PostgresStore(RevisionStore):
             "why": pending.why if pending else None,
         }
 
+    def _taken(self, fallback: Fallback, take: str) -> Path | None:
+        if take == "file":
+            self._put_into_database(fallback)
+        return fallback.drop(f"the {take}'s state was taken")
+
     def _put_into_database(self, fallback: Fallback) -> None:
         """Save what the file has as the next revision, whatever the database has."""
         file = fallback.present()
@@ -373,6 +368,9 @@ class PostgresStore(RevisionStore):
         Raises:
             StateForked, BackendUnavailable.
         """
+        return fallback.exclusively(lambda: self._settled_alone(fallback))
+
+    def _settled_alone(self, fallback: Fallback) -> tuple[str, Path | None]:
         while True:
             database = self._pointer_of_database()
             verdict = fallback.verdict(database, self._knows)
@@ -400,6 +398,9 @@ class PostgresStore(RevisionStore):
     def _ask_guard(self) -> None:
         if files.path_guard is not None:
             files.path_guard(self.path)
+
+    def _row(self) -> Row:
+        return _Row(lambda *told, **more: self._unless_away(lambda: self._rows(*told, **more)))
 
     def _file_name(self) -> str:
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.state)
@@ -477,7 +478,8 @@ class PostgresStore(RevisionStore):
             uncertain = isinstance(error, SaveUncertain)
             return fallback.take(former, to, data, str(error), uncertain=uncertain)
         if done:
-            fallback.copy(to, data, self._knows)
+            # Mostly what it replaces is what the database had until now: that is not asked for.
+            fallback.copy(to, data, lambda pointer: pointer == former or self._knows(pointer))
         return done
 
     @contextmanager
@@ -558,29 +560,29 @@ class PostgresStore(RevisionStore):
                     inside = self._inside == (threading.get_ident(), connection)
                     if before_commit is not None:
                         self._ask(before_commit, to, sent)
+                    committing = not inside  # within a transaction nothing is done before COMMIT
                     try:
                         row = connection.execute(text, parameters, binary=True).fetchone()
                         if row is not None and inside:
-                            sent = True
+                            committing = True
                             connection.execute("COMMIT")
                             self._inside = None
                     except psycopg.Error as error:
-                        failed: BackendError = self._told(error)
-                        again = error.sqlstate in ("40001", "40P01") and not inside
-                        if again and time.monotonic() < until:
-                            continue  # of two at once: nothing was done, and it is our turn now
-                        if not isinstance(failed, BackendUnavailable):
-                            raise failed from error
-                        # Its last words may come before its end is seen; and where it only
-                        # reads, another connection may lead to the primary.
-                        connection.close()
-                        refused = error.sqlstate == "25006"
-                        if inside:
-                            self._inside = None  # it went with its connection
-                        # Inside a transaction nothing is done before COMMIT.
-                        sent = sent or not (inside or refused)
+                        failed: StateStoreError = self._told(error)
+                        if isinstance(failed, BackendUnavailable):
+                            # Its last words may come before its end is seen; and where it only
+                            # reads, another connection may lead to the primary.
+                            connection.close()
+                            if inside:
+                                self._inside = None  # it went with its connection
+                            sent = sent or (committing and error.sqlstate != "25006")
                         if not sent:
+                            # Of two at once: nothing was done, and it is our turn now.
+                            again = error.sqlstate in ("40001", "40P01") and not inside
+                            if again and time.monotonic() < until:
+                                continue
                             raise failed from error
+                        # Whatever it was this time, the first one may be at work still.
                     else:
                         return row is not None or (sent and self._is_ours(to))
             except SaveUncertain:
@@ -653,7 +655,12 @@ class PostgresStore(RevisionStore):
         return present
 
     def _unless_away(self, ask: Callable[[], T]) -> T:
-        """Ask, unless the database was found away a moment ago: a bot must not wait each time."""
+        """Ask, unless the database was found away a moment ago, and there is a file to go to.
+
+        A bot must not wait for it each time.
+        """
+        if self._fallback is None:
+            return ask()
         if time.monotonic() < self._away_until:
             raise BackendUnavailable(
                 f"{self.path} was away a moment ago and is not asked again yet"
@@ -688,13 +695,13 @@ class PostgresStore(RevisionStore):
         except psycopg.Error as error:
             raise self._told(error) from error
 
-    def _told(self, error: psycopg.Error) -> BackendError:
+    def _told(self, error: psycopg.Error) -> StateStoreError:
         if error.sqlstate == "55P03":
-            raise StateLocked(
+            return StateLocked(
                 self.path,
                 f"{self.path} is held by another writer for longer than {self.lock_timeout:g} s; "
                 "nothing was changed: try again, or see what holds it (pg_stat_activity)",
-            ) from error
+            )
         return self.database.explained(error)
 
     def _new_listener(self) -> Listener:

@@ -20,12 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from statestore.backends.halting import Row, SharedKillSwitch
 from statestore.config import BESIDE_A_DATABASE, StateUrl
 from statestore.disk import codec
 from statestore.disk.backups import Backups
 from statestore.disk.checking import CheckReport, FileReport, check_file, check_text
 from statestore.disk.contract import BeforeCommit, Known, Numbers, State, StateMeta, StateStore
 from statestore.disk.history import Kind, Version, newest_first, version_of, versions_of_backups
+from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import exclusion
 from statestore.disk.reading import Found, OnMismatch
 from statestore.errors import (
@@ -123,6 +125,10 @@ class RevisionStore(StateStore):
         return url
 
     # What a kind of store fills in
+
+    def _row(self) -> Row:
+        """Return the part of the kill switch that all machines see."""
+        raise NotImplementedError
 
     def _file_name(self) -> str:
         """Return the stem of the names of its backups."""
@@ -238,6 +244,13 @@ class RevisionStore(StateStore):
         if document.trust is codec.Trust.MISMATCH:
             raise StateCorrupt(place, f"{place} {document.why}; restore from another backup")
         return self._exclusively(lambda: self._restore(document, reason, before_commit))
+
+    # Who may trade
+
+    def kill_switch(self, local: KillSwitch | Path | None = None) -> KillSwitch:
+        if isinstance(local, SharedKillSwitch):
+            return local
+        return SharedKillSwitch(super().kill_switch(local), self._row(), self.path)
 
     # Finding
 

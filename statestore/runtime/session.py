@@ -768,6 +768,7 @@ class TradingSession:
             if self._lease is not None:
                 self._lease.release()
                 self._lease = None
+            self._onlooker.close()
             self._flag.uninstall()
             self._flag.close()
             atexit.unregister(self._at_exit)

@@ -412,3 +412,23 @@ def test_a_rollback_that_fails_after_a_save_is_not_the_callers_affair(
         pass  # nothing to save: this one is rolled back
     assert any(b"ROLLBACK" in data for data in said)
     assert store.load()["n"] == 2
+
+
+def test_a_second_attempt_that_has_to_wait_too_long_says_that_nobody_knows(
+    store: StateStore, proxy: Proxy, url: str, database: Database
+) -> None:
+    """The first one waits on the server for the same row, and may be done yet."""
+    impatient = StateStore(url, failover_seconds=0.5, lock_timeout=0.1)
+    state = impatient.load()
+    cut = iter([AFTER])
+    proxy.judge = lambda data: next(cut, PASS) if b"WITH swapped" in data else PASS
+    with database.dedicated() as connection:
+        connection.execute("BEGIN")
+        connection.execute(database.query("SELECT 1 FROM {schema}.states FOR UPDATE"))
+        state["n"] = 2
+        with pytest.raises(SaveUncertain, match="held by another writer"):
+            impatient.save(state)
+        with pytest.raises(StateLocked):
+            impatient.save(state)
+        connection.execute("ROLLBACK")
+    impatient.close()

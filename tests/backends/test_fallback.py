@@ -354,3 +354,18 @@ def test_a_bot_starts_from_the_file_and_waits_for_the_lease(
             session.wait(0.01)
         assert session.may_trade
     assert make(file_fallback=None).load()["n"] == 1
+
+
+def test_a_copy_that_cannot_be_made_does_not_take_the_save_back(
+    make: Make, proxy: Proxy, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database has it, and goes away before it can be asked what the file is."""
+    store = saved(make(), 1)
+    state = store.load()
+    StateStore(path.with_name("other.json")).save({"n": 7})
+    path.with_name("other.json").replace(path)
+    proxy.judge = lambda data: "before" if b"SELECT sha256 FROM" in data else PASS
+    state["n"] = 2
+    assert store.save(state).revision == 2
+    assert "no copy of the state beside the database" in caplog.messages
+    assert make(file_fallback=None).load()["n"] == 2

@@ -12,7 +12,13 @@ import pytest
 from statestore import StateStore
 from statestore.backends.database import Database
 from statestore.backends.postgres import PostgresStore
-from statestore.errors import ConfigError, SchemaOutdated, StateMissing, UsageError
+from statestore.errors import (
+    ConfigError,
+    RevisionConflict,
+    SchemaOutdated,
+    StateMissing,
+    UsageError,
+)
 from tests.servers import PostgresServer
 
 Make = Callable[..., PostgresStore]
@@ -71,6 +77,26 @@ def test_the_url_says_what_the_arguments_do(
         store.close()
 
 
+def test_another_content_of_the_same_revision_is_a_conflict(make: Make) -> None:
+    """As after the database was put back to what it was, and somebody saved."""
+    bot = saved(make(), 1)
+    state = bot.load()
+    saved(make(state="other"), 9)
+    with bot._writing.taken() as connection:
+        for text in (
+            "UPDATE {schema}.revisions a SET sha256 = b.sha256, document = b.document "
+            "FROM {schema}.revisions b WHERE a.name = 'default' AND b.name = 'other'",
+            "UPDATE {schema}.states a SET sha256 = b.sha256 "
+            "FROM {schema}.states b WHERE a.name = 'default' AND b.name = 'other'",
+        ):
+            connection.execute(bot._text(text))
+    assert bot.changed()
+    state["n"] = 2
+    with pytest.raises(RevisionConflict):
+        bot.save(state)
+    assert make().load()["n"] == 9
+
+
 def test_only_the_newest_revisions_are_kept(make: Make) -> None:
     store = saved(make(keep_revisions=3), *range(1, 8))
     found = store.versions()
@@ -93,7 +119,8 @@ def test_a_jump_of_the_revision_does_not_push_out_the_ones_before(
     assert [v.revision for v in store.versions() if v.kind != "backup"] == [41, 2, 1]
 
 
-def test_a_listener_is_told_and_asks_nobody(make: Make) -> None:
+def test_a_listener_is_told_and_asks_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statestore.backends.listening._LOOK_EVERY_SECONDS", 3600.0)
     reader, writer = make(), make()
     reader.load()
     reader.changed()
