@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import json
 import os
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 PATIENCE = 60  # seconds; for a machine that is busy
 
@@ -68,6 +71,7 @@ class PostgresServer:
                 user=self._user,
                 cwd="/",
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         until = time.monotonic() + PATIENCE
         ready = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
@@ -115,6 +119,11 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"{program} failed as {self._user or getpass.getuser()}: {done}")
+
+
+def _end_with_parent() -> None:
+    """Have the kernel stop the server when the test run is killed: nobody else would."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _children_of(parent: int) -> list[int]:
