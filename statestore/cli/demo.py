@@ -99,8 +99,8 @@ class _Story:
         )
         report = self.folder / "incident.html"
         if report.is_file():
-            click.echo(f"The report, for everybody else: {report}")
-        click.echo(f"All of it is left to look at; remove it with: rm -r {self.folder}")
+            tell(f"The report, for everybody else: {report}")
+        tell(f"All of it is left to look at; remove it with: rm -r {self.folder}")
 
     def _trade(self) -> None:
         start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=30)
@@ -167,7 +167,7 @@ class _Story:
         if target:
             (self.folder / target).write_bytes(ran.stdout)
         elif show:
-            click.echo(ran.stdout.decode().rstrip())
+            tell(ran.stdout.decode().rstrip())
         if ran.returncode:
             tell(f"(exit {ran.returncode})")
         if target and "positions_updated" in ran.stdout.decode():

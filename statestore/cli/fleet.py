@@ -153,7 +153,9 @@ def _run(task_name: str, flags: dict[str, Any]) -> int:
     reports = flags.get("report")
     _check_reports(reports, accounts)
     if task is Task.APPLY and not flags["yes"] and sys.stdin.isatty():
-        click.confirm(f"Write to the states of {len(accounts)} account(s)?", abort=True, err=True)
+        from statestore.cli.screen import confirm
+
+        confirm(f"Write to the states of {len(accounts)} account(s)?")
     works = works_of(
         accounts,
         task,
@@ -252,7 +254,6 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[Result], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -260,6 +261,8 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[Result], None]]:
         TextColumn,
         TimeRemainingColumn,
     )
+
+    from statestore.cli.screen import console
 
     columns = (
         TextColumn("Accounts"),
@@ -269,7 +272,7 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[Result], None]]:
         TimeRemainingColumn(),
     )
     amiss = 0
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total, amiss="")
 
         def tell(result: Result) -> None:
@@ -282,11 +285,11 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[Result], None]]:
 
 def _show(told: dict[str, Any], quiet: bool) -> None:
     """Print what is amiss and, unless quiet, what is or would be written; then one sentence."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, highlight=False)
+    from statestore.cli.screen import console
+
+    terminal = console(stderr=True, width=None if sys.stderr.isatty() else 140, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Account", overflow="fold")
     table.add_column("Outcome", no_wrap=True)
@@ -294,21 +297,21 @@ def _show(told: dict[str, Any], quiet: bool) -> None:
     table.add_column("Why", overflow="fold")
     for one in told["failures"]:
         error = f"{one['error']}: " if one["error"] else ""
-        why = escape(error + one["text"])
+        why = error + one["text"]
         table.add_row(one["account"], one["outcome"], str(one["exit_code"]), why, style="red")
     changed = [one for one in told["accounts"] if one["outcome"] in _STYLES and not quiet]
     for one in changed[:_MOST_SHOWN]:
         table.add_row(
-            one["account"], one["outcome"], "0", escape(_what(one)), style=_STYLES[one["outcome"]]
+            one["account"], one["outcome"], "0", _what(one), style=_STYLES[one["outcome"]]
         )
     if table.row_count:
-        console.print(table)
+        terminal.print(table)
     if len(changed) > _MOST_SHOWN:
-        console.print(f"... and {len(changed) - _MOST_SHOWN} more; the JSON has all of them")
+        terminal.print(f"... and {len(changed) - _MOST_SHOWN} more; the JSON has all of them")
     for one in told["failures"]:
         if "trace" in one:
-            console.print(f"{one['account']}:\n{one['trace']}", markup=False, soft_wrap=True)
-    console.print(_sentence(told), markup=False, soft_wrap=True)
+            terminal.print(f"{one['account']}:\n{one['trace']}", soft_wrap=True)
+    terminal.print(_sentence(told), markup=False, soft_wrap=True)
 
 
 def _what(one: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.cli.screen import tell
+from statestore.cli.screen import confirm, tell
 from statestore.cli.transfers import db_options, import_halted, opened, refuse_lone
 from statestore.config import Places, load_settings, places
 from statestore.errors import UsageError
@@ -162,7 +162,7 @@ def _into_tables(
         return 0
     plan.refuse()
     if not yes and sys.stdin.isatty():
-        click.confirm(f"Write this to {tables.database.address}?", abort=True, err=True)
+        confirm(f"Write this to {tables.database.address}?")
     done = import_halted(tables, read, where, file, allow_live=allow_live, asked=asked)
     note(f"{len(done.positions)} position(s) are in {tables.database.address}.")
     print_json({"action": "import", "dry_run": False, **about, **_report(file, read, done)})

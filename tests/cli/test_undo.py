@@ -352,8 +352,8 @@ BOT = {"positions": {"BTC-USD": {"quantity": 2}}, "config": {}, "version": "1", 
         ({}, ["it has nothing"]),
         ({"positions": []}, ["it has positions", "an object"]),
         ({"positions": None, "cash": 5}, ["it has positions, cash"]),
-        ({"exported_at": "T", "count": 0, "positions": {}}, ["exported_at", "migrate(path)"]),
-        ({"backup_timestamp": "T", "cash": 5}, ["backup_timestamp", "migrate(path)"]),
+        ({"exported_at": "T", "count": 0, "positions": {}}, ["exported_at", "statestore import"]),
+        ({"backup_timestamp": "T", "cash": 5}, ["backup_timestamp", "statestore import"]),
     ],
 )
 @pytest.mark.parametrize("option", ["--dry-run", "--yes"])
