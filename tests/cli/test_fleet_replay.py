@@ -76,7 +76,9 @@ def test_a_cross_pair_has_no_place_in_a_partition_by_asset(tmp_path: Path, state
     ran = statestore("fleet", "replay", tmp_path)
 
     assert ran.code == 3
-    assert "move BTC as well as ETH; partition this archive by account alone" in ran.err
+    (failure,) = ran.json["failures"]
+    assert "move BTC as well as ETH; partition this archive by account alone" in failure["text"]
+    assert "by account alone" in " ".join(ran.err.split())
 
 
 @pytest.mark.parametrize(
