@@ -168,7 +168,7 @@ class UnifiedStateManager:
         """
         state = self._load()
         invalid = problems(state) if self._validates else {}
-        lease = self.store.lease_holder()
+        lease = self._lease_holder()
         mirror = self._mirror_status()
         in_file = isinstance(self.store.path, Path)
         degraded = self.degraded
@@ -379,7 +379,7 @@ class UnifiedStateManager:
                 )
             self._require_mirrored(reason)
             return
-        holder = self.store.lease_holder()
+        holder = self._lease_holder()
         if holder is not None:
             raise LeaseHeld(
                 self.store.path,
@@ -394,6 +394,14 @@ class UnifiedStateManager:
         if self.mirror is not None:
             self.mirror.saved(self.store, state.meta)
         self._require_mirrored(reason)
+
+    def _lease_holder(self) -> dict[str, Any] | None:
+        try:
+            return self.store.lease_holder()
+        except BackendUnavailable:
+            if not self._fallback:
+                raise
+            return None  # nobody holds what is away; should two have moved, the fork is told
 
     def _examine(self, state: State) -> None:
         """Mark what does not validate, or refuse it."""
