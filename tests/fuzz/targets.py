@@ -24,13 +24,12 @@ from typing import Any, get_args
 from statestore import times
 from statestore.amounts import parse_amount, text
 from statestore.cli.output import json_line, show_plan
-from statestore.cli.reporting import _why
 from statestore.cli.undo import _newest_repair
 from statestore.config import load_settings, origins, places
 from statestore.disk import codec, strict
 from statestore.disk.audit import AuditLog
 from statestore.disk.backups import Backups, Retention
-from statestore.disk.history import differences, read_document, versions
+from statestore.disk.history import differences, read_document
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import StateInvalid, StateStoreError
@@ -41,6 +40,7 @@ from statestore.fills.sources import coinbase
 from statestore.fills.sources.recorded import read_balances, read_fills
 from statestore.model import Balances, Batch, Product, Row
 from statestore.repair import planfile
+from statestore.repair.outcome import _why
 from statestore.repair.plan import document, read_entries, recorded_of
 from statestore.repair.rebuild import Options, Proposal, propose
 from statestore.repair.report import Outcome, Report, render
@@ -101,7 +101,7 @@ def store(data: bytes, folder: Path) -> None:
         path.with_name("state.json.bak").write_bytes(sealed(second))
     opened = StateStore(path, durability="relaxed")
     with suppress(StateStoreError):
-        versions(opened)
+        opened.versions()
     opened.check()
     try:
         differences(None, read_document(path))
@@ -544,7 +544,8 @@ def signals(data: bytes, folder: Path) -> None:
         _ = signal.prior, signal.keys, signal.replaces, signal.learned("1m"), signal.attempts
         with suppress(StateStoreError):
             inbox.settle(signal, "done")
-    inbox.tidy()
+    with inbox.exclusive():
+        pass  # what was left half moved is moved
 
 
 class _Remembered:
