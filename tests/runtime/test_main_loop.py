@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -108,7 +109,8 @@ def test_an_operators_repair_is_taken_over_while_the_loop_runs(
     loop.wait_for("may_trade=True")
     assert operator("rebuild", "--hours", 72, "--yes")[0] == 6  # not halted, not allowed
     assert operator("kill-switch", "engage", "--reason", "2 is wrong")[0] == 0
-    assert "2 is wrong" in loop.wait_for("kill switch engaged")
+    # The file is there a moment before its reason is, so that a full disk does not stop it.
+    assert re.search("2 is wrong|reason=None", loop.wait_for("kill switch engaged"))
     loop.wait_for("may_trade=False")
     for _ in range(10):  # 9: the bot saved in between, which it may
         code, _, err = operator("rebuild", "--hours", 72, "--yes")
