@@ -92,6 +92,7 @@ _INSERT = """
     WHERE s.revision IS NULL
     RETURNING name
 """
+_ASKED_ABOUT_SECONDS = 120
 # One statement: all of it or nothing. A row comes back if it was done. `set_config` counts for the
 # transaction, which ends with the statement; what is stricter than "on" is left alone.
 _SWAP = """
@@ -103,7 +104,7 @@ WITH swapped AS (%s), added AS (
     WHERE name IN (SELECT name FROM swapped) AND revision < (
         SELECT revision FROM {schema}.revisions WHERE name = %%(name)s
         ORDER BY revision DESC OFFSET %%(behind)s LIMIT 1
-    )
+    ) AND saved_at < clock_timestamp() - make_interval(secs => %%(asked_about)s)
 )
 SELECT pg_notify(%%(channel)s, %%(payload)s),
     CASE current_setting('synchronous_commit')
@@ -168,7 +169,7 @@ class PostgresStore(RevisionStore):
             state: which state of several, ``default`` unless given.
             file_fallback: where to save while the database is away.
             backup_dir: ``data/state_backups`` unless given.
-            keep_revisions: how many stay in the database.
+            keep_revisions: how many stay in the database; the younger than two minutes do anyway.
             connect_timeout: seconds to wait for a connection.
             failover_seconds: how long to find out what became of a save whose connection broke; 30
                 unless given, 5 where there is a file to go to.
@@ -544,6 +545,8 @@ class PostgresStore(RevisionStore):
             "sha256": to.sha256,
             "document": data,
             "behind": self.keep_revisions - 2,
+            # Its writer may have lost the connection, and look for it when it is back.
+            "asked_about": _ASKED_ABOUT_SECONDS,
             "channel": self._channel,
             "payload": f"{to.revision} {to.sha256}",
         }

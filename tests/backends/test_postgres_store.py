@@ -97,8 +97,20 @@ def test_another_content_of_the_same_revision_is_a_conflict(make: Make) -> None:
     assert make().load()["n"] == 9
 
 
-def test_only_the_newest_revisions_are_kept(make: Make) -> None:
-    store = saved(make(keep_revisions=3), *range(1, 8))
+def age(database: Database, minutes: int) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            database.query(
+                "UPDATE {schema}.revisions SET saved_at = saved_at - make_interval(mins => %s)"
+            ),
+            [minutes],
+        )
+
+
+def test_only_the_newest_revisions_are_kept(make: Make, database: Database) -> None:
+    store = saved(make(keep_revisions=3), *range(1, 7))
+    age(database, minutes=3)
+    saved(store, 7)
     found = store.versions()
 
     assert [(v.kind, v.revision) for v in found] == [("state", 7), ("former", 6), ("former", 5)]
@@ -106,6 +118,17 @@ def test_only_the_newest_revisions_are_kept(make: Make) -> None:
         store.read(f"{store.path}#4")
     with pytest.raises(UsageError, match="2 or more"):
         make(keep_revisions=1)
+
+
+def test_a_revision_whose_writer_may_still_ask_for_it_is_kept(
+    make: Make, database: Database
+) -> None:
+    """Many save while one finds its way back to the database: what it saved has to be there."""
+    store = saved(make(keep_revisions=3), *range(1, 7))
+    age(database, minutes=1)
+    saved(store, 7)
+
+    assert [v.revision for v in store.versions()] == [7, 6, 5, 4, 3, 2, 1]
 
 
 def test_a_jump_of_the_revision_does_not_push_out_the_ones_before(
