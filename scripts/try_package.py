@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What an extra is for: a module of ours that works only with it.
 USES = {
     "influx": "import influxdb_client; import statestore.backends.influx",
+    "fleet": "import distributed; import statestore.repair.executors",
+    "parquet": "import pyarrow; import statestore.fills.partitions",
     "simulated": "from statestore.simulated import SimulatedExchange; SimulatedExchange()",
     "report": "import jinja2; import statestore.repair.report",
     "ccxt": "import ccxt; import statestore.fills.sources.ccxt",
