@@ -15,23 +15,38 @@ if TYPE_CHECKING:
     from statestore.disk.store import State as State
     from statestore.disk.store import StateMeta as StateMeta
     from statestore.disk.store import StateStore as StateStore
+    from statestore.errors import StateStoreError as StateStoreError
+    from statestore.runtime.bootstrap import BootstrapSystem as BootstrapSystem
+    from statestore.runtime.collecting import BarCollector as BarCollector
     from statestore.runtime.manager import UnifiedStateManager as UnifiedStateManager
+    from statestore.runtime.monitor import PositionMonitor as PositionMonitor
+    from statestore.runtime.orders import PositionManager as PositionManager
     from statestore.runtime.session import TradingSession as TradingSession
 
 _HOMES = {
+    "BarCollector": "statestore.runtime.collecting",
+    "BootstrapSystem": "statestore.runtime.bootstrap",
     "KillSwitch": "statestore.disk.killswitch",
+    "PositionManager": "statestore.runtime.orders",
+    "PositionMonitor": "statestore.runtime.monitor",
     "State": "statestore.disk.store",
     "StateMeta": "statestore.disk.store",
     "StateStore": "statestore.disk.store",
+    "StateStoreError": "statestore.errors",
     "TradingSession": "statestore.runtime.session",
     "UnifiedStateManager": "statestore.runtime.manager",
 }
 
 __all__ = [
+    "BarCollector",
+    "BootstrapSystem",
     "KillSwitch",
+    "PositionManager",
+    "PositionMonitor",
     "State",
     "StateMeta",
     "StateStore",
+    "StateStoreError",
     "TradingSession",
     "UnifiedStateManager",
     "__version__",
