@@ -113,6 +113,23 @@ def test_what_was_written_has_the_shape_its_schema_says(
             jsonschema.validate({k: v for k, v in document.items() if k != key}, schema(name))
 
 
+@pytest.mark.parametrize("line", ["explain BTC", "fills", "doctor"])
+def test_what_is_printed_has_the_shape_its_schema_says(rehearsal: Path, line: str) -> None:
+    name, *words = line.split()
+    read = ["--fills", "fills.json", "--balances", "balances.json"]
+    since = ["--since", "2025-11-17T00:00:00Z"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "statestore", name, *words, "--format", "json"]
+        + ([] if name == "doctor" else read + since),
+        cwd=rehearsal,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    jsonschema.validate(json.loads(ran.stdout), schema(name))
+
+
 def test_each_part_has_the_shape_its_schema_says(rehearsal: Path) -> None:
     lines = (rehearsal / "data" / "state_audit.jsonl").read_text().splitlines()
     plan = json.loads((rehearsal / "plan.json").read_bytes())

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import click
@@ -85,6 +86,26 @@ def test_every_command_and_option_that_is_named_exists(path: Path) -> None:
         plain = [word for word in rest if not word.startswith("-")]
         if command is cli and plain and plain[0].islower():
             raise AssertionError(f"{line}: there is no command {plain[0]}")
+
+
+@cache
+def every_option(command: click.Command = cli) -> set[str]:
+    found = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found |= every_option(command.get_command(context, name))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_option_that_is_named_alone_exists(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+    named = set(re.findall(r"`(--[a-z][a-z-]+)(?=[` =])", text)) - {"--help", "--version"}
+    ours = "\n".join(p.read_text() for p in (ROOT / "scripts").iterdir() if p.is_file())
+    ours += "\n".join(p.read_text() for p in (ROOT / "statestore").rglob("*.py"))
+
+    assert {name for name in named - every_option() if f'"{name}"' not in ours} == set()
 
 
 def test_the_search_for_commands_finds_them() -> None:
@@ -290,7 +311,8 @@ def test_the_commands_for_a_fleet_run(tmp_path: Path) -> None:
             command, *target = program.split(" > ")
             redirected = "".join(f" > {name}" for name in target)
             asked = f"{command.rstrip()} --account carol{redirected}"
-            typed(asked, tmp_path, environment)
+            told = typed(asked, tmp_path, environment) or (tmp_path / target[0].strip()).read_text()
+            jsonschema.validate(json.loads(told), schema("fleet"))
         assert program.startswith(("statestore", "mpiexec")), comment
 
     assert StateStore(state).load()["positions"]["BTC-USD"]["quantity"] == 1
