@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from statestore.disk.store import State as State
     from statestore.disk.store import StateMeta as StateMeta
     from statestore.disk.store import StateStore as StateStore
+    from statestore.errors import LeaseHeld as LeaseHeld
+    from statestore.errors import RevisionConflict as RevisionConflict
+    from statestore.errors import SaveFailed as SaveFailed
+    from statestore.errors import StateCorrupt as StateCorrupt
     from statestore.errors import StateStoreError as StateStoreError
     from statestore.runtime.bootstrap import BootstrapSystem as BootstrapSystem
     from statestore.runtime.collecting import BarCollector as BarCollector
@@ -27,9 +31,13 @@ _HOMES = {
     "BarCollector": "statestore.runtime.collecting",
     "BootstrapSystem": "statestore.runtime.bootstrap",
     "KillSwitch": "statestore.disk.killswitch",
+    "LeaseHeld": "statestore.errors",
     "PositionManager": "statestore.runtime.orders",
     "PositionMonitor": "statestore.runtime.monitor",
+    "RevisionConflict": "statestore.errors",
+    "SaveFailed": "statestore.errors",
     "State": "statestore.disk.store",
+    "StateCorrupt": "statestore.errors",
     "StateMeta": "statestore.disk.store",
     "StateStore": "statestore.disk.store",
     "StateStoreError": "statestore.errors",
@@ -41,9 +49,13 @@ __all__ = [
     "BarCollector",
     "BootstrapSystem",
     "KillSwitch",
+    "LeaseHeld",
     "PositionManager",
     "PositionMonitor",
+    "RevisionConflict",
+    "SaveFailed",
     "State",
+    "StateCorrupt",
     "StateMeta",
     "StateStore",
     "StateStoreError",

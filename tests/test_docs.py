@@ -149,7 +149,8 @@ def test_each_part_has_the_shape_its_schema_says(rehearsal: Path) -> None:
 def test_the_tests_of_a_bot_run(tmp_path: Path) -> None:
     pytest.importorskip("trustme")
     file = tmp_path / "test_bot.py"
-    _, source = blocks("testing-your-bot.md", "python")  # the first is run by tests/plugin
+    tests = [block for block in blocks("testing-your-bot.md", "python") if ">>>" not in block]
+    _, source = tests  # the first is run by tests/plugin
     file.write_text(source)
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
