@@ -35,6 +35,13 @@ def test_the_examples_of_a_page_run(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_an_example_is_in_a_block_and_not_a_quotation(page: Path) -> None:
+    outside = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+
+    assert ">>>" not in outside
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
 
