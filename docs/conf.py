@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from sphinx.application import Sphinx
 
 import statestore
+from statestore.cli.exits import MEANINGS
 from statestore.formats import FORMATS, schema
 
 project = "statestore"
@@ -21,6 +23,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "statestore"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
@@ -51,11 +55,18 @@ def _inside(app: Sphinx, page: str, source: list[str]) -> None:
     for name, page_inside in _OUTSIDE.items():
         source[0] = source[0].replace(f"](../{name}.md", f"]({page_inside}.md")
     source[0] = source[0].replace("<!-- schemas -->", _schemas())
+    source[0] = source[0].replace("<!-- exit codes -->", _exit_codes())
 
 
 def _schemas() -> str:
     made = ((name, json.dumps(schema(name), indent=2)) for name in FORMATS)
     return "\n".join(f"### {name}\n\n```json\n{text}\n```\n" for name, text in made)
+
+
+def _exit_codes() -> str:
+    told = {code: re.sub(r"--[a-z-]+", r"`\g<0>`", text) for code, text in MEANINGS.items()}
+    rows = (f"| {code} | {text} |" for code, text in told.items())
+    return "\n".join(["| Code | Meaning |", "| ---: | --- |", *rows])
 
 
 def _inside_included(app: Sphinx, path: Path, parent: str, source: list[str]) -> None:
@@ -65,9 +76,8 @@ def _inside_included(app: Sphinx, path: Path, parent: str, source: list[str]) ->
 
 
 def _once(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:
-    """Leave the table of exit codes, which ends every command's help, to the page's end."""
-    if ctx.parent is not None:
-        lines.clear()
+    """Leave out the table of exit codes, which ends every command's help: the page has it once."""
+    lines.clear()
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -25,7 +25,9 @@ none               ``COINBASE_API_KEY``        none
 none               ``COINBASE_API_SECRET``     none
 none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD`` likewise,
                                                and so for every exchange
-none               ``NOTIFY_SOCKET`` ...       set by systemd, see `service_manager`
+none               ``NOTIFY_SOCKET``,          set by systemd, see `service_manager`
+                   ``WATCHDOG_USEC``,
+                   ``WATCHDOG_PID``
 =================  ==========================  ======================================
 
 For `statestore.runtime.manager` and the mirror, by the names their document gives them:

@@ -186,6 +186,86 @@ class Verified(TypedDict):
     warnings: list[Warned]
 
 
+class FillsOf(TypedDict):
+    """What ``statestore fills --format json`` prints; ``jsonl`` is the records alone."""
+
+    schema: Literal["statestore.fills/1"]
+    source: str
+    portfolio: str | None
+    method: Literal["average", "fifo", "lifo"]
+    window: dict[str, Any]
+    assets: list[dict[str, Any]]
+    fills: list[FillRecord]
+    read: dict[str, Any]
+    warnings: list[Warned]
+
+
+class Explained(TypedDict):
+    """What ``statestore explain --format json`` prints."""
+
+    schema: Literal["statestore.explain/1"]
+    asset: str
+    status: Status
+    reason: str
+    meaning: str
+    proven: bool
+    quantity: Amount | None
+    entry_price: Amount | None
+    balance: Amount | None
+    recorded: dict[str, Any] | None
+    differences: list[dict[str, Any]]
+    would_settle_it: list[str]
+    source: str
+    portfolio: str | None
+    method: Literal["average", "fifo", "lifo"]
+    window: dict[str, Any]
+    read: dict[str, Any]
+    fills: list[FillRecord]
+    warnings: list[Warned]
+
+
+class Checked(TypedDict):
+    """A finding of the doctor. ``code`` is the exit code of a failure, else 0."""
+
+    check: str
+    level: Literal["ok", "warning", "failure"]
+    message: str
+    remedy: str
+    code: int
+
+
+class Examined(TypedDict):
+    """What ``statestore doctor --format json`` prints."""
+
+    schema: Literal["statestore.doctor/1"]
+    ok: bool
+    exit_code: int
+    checks: list[Checked]
+
+
+class FleetFailure(TypedDict):
+    """Of one account; ``exit_code`` is what it would have been alone."""
+
+    account: str
+    outcome: str
+    error: str | None
+    exit_code: int
+    text: str
+    trace: NotRequired[str]
+
+
+class FleetSummary(TypedDict):
+    """What ``statestore fleet`` prints. What differs from run to run stands under ``run``."""
+
+    schema: Literal["statestore.fleet/1"]
+    task: Literal["plan", "apply", "verify", "replay"]
+    ok: bool
+    counts: dict[str, int]
+    failures: list[FleetFailure]
+    accounts: list[dict[str, Any]]
+    run: dict[str, Any]
+
+
 class Export(TypedDict):
     """An export: what moves from one place to another. Columns of a row are whatever they are.
 
@@ -276,6 +356,10 @@ FORMATS: dict[str, Any] = {
     "plan": Plan,
     "fill-record": FillRecord,
     "verify": Verified,
+    "fills": FillsOf,
+    "explain": Explained,
+    "doctor": Examined,
+    "fleet": FleetSummary,
     "export": Export,
     "signal": SignalRecord,
     "bootstrap": Bootstrapped,

@@ -23,7 +23,7 @@ MEANINGS = {
     1: "a bug, with a traceback",
     2: "usage, or a setting that is not understood",
     3: "refused: a position is not proven, is held, or is there already; or differences"
-    " (--exit-code), or stale (--max-age); or a signal failed",
+    " (--exit-code), stale (--max-age), incomplete (--strict); or a signal or an account failed",
     4: "credentials missing or refused",
     5: "exchange unreachable, or what it (or a recorded file) gave is incomplete or not understood",
     6: "kill switch not engaged",

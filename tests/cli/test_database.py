@@ -342,7 +342,9 @@ def test_the_commands_of_the_page_run(
     monkeypatch.setenv("STATE_FILE", f"{url}&file_fallback=data/fallback.json")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/.state.json").write_bytes(STATE)
-    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    lines = [
+        shlex.split(line.removeprefix("$ ")) for block in blocks for line in block.splitlines()
+    ]
     assert len(lines) > 12
     for program, *words in lines:
         ran = statestore(*words) if program == "statestore" else run(rebuild_positions, *words)

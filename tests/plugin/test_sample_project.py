@@ -46,8 +46,9 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 def test_the_tests_that_the_page_shows_pass(project: pytest.Pytester) -> None:
-    page = (ROOT / "docs" / "running-a-bot.md").read_text().partition("## To test it")[2]
-    [source] = re.findall(r"```python\n(.*?)```", page, re.S)
+    page = (ROOT / "docs" / "testing-your-bot.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    source, _ = (block for block in blocks if ">>>" not in block)
     (project.path / "tests" / "test_mybot.py").write_text(source)
 
     result = project.runpytest_subprocess("-v")
