@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from statestore.disk import codec
-from statestore.disk.store import State, StateStore
+from statestore.disk.store import FileStore, State, StateStore
 from statestore.errors import (
     RevisionConflict,
     StateChecksumMismatch,
@@ -293,8 +293,8 @@ def test_no_order_of_events_gives_a_wrong_older_or_empty_state() -> None:
 @pytest.mark.parametrize(
     ("where", "name", "mistake"),
     [
-        (StateStore, "_require_latest", lambda *_: None),
-        (StateStore, "_keep_for", lambda self, _: self.backup_path),
+        (FileStore, "_require_latest", lambda *_: None),
+        (FileStore, "_keep_for", lambda self, _: self.backup_path),
         (codec, "_sum_is_right", lambda *_: True),
     ],
     ids=["a stale writer is let in", "a damaged state over .bak", "no sum is checked"],
