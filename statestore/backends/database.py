@@ -24,7 +24,7 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from statestore.config import DEFAULT_SCHEMA
+from statestore.config import DEFAULT_SCHEMA, StateUrl
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Database:
         self,
         url: str,
         *,
-        schema: str = DEFAULT_SCHEMA,
+        schema: str | None = None,
         connections: int = 4,
         timeout: float = 10.0,
     ) -> None:
@@ -111,6 +111,8 @@ class Database:
         Args:
             url: ``postgresql://user:password@host/database?sslmode=require``, as libpq reads it.
                 What it does not say comes from libpq's own settings (``PGHOST``, ``~/.pgpass``).
+                The parameters of a state's URL (`StateUrl`) are understood.
+            schema: that of the URL, else ``statestore``, unless given.
             connections: at most, at a time.
             timeout: seconds to wait for one.
 
@@ -123,6 +125,11 @@ class Database:
             raise ConfigError(
                 "a PostgreSQL database needs psycopg: pip install 'statestore[postgres]'"
             ) from error
+        if "://" in url:
+            parsed = StateUrl(url)
+            url = parsed.without_parameters
+            schema = parsed.parameters.get("schema") if schema is None else schema
+        schema = DEFAULT_SCHEMA if schema is None else schema
         if not _SCHEMA.fullmatch(schema):
             raise ConfigError(
                 f"{schema!r:.80} is no name for a schema: lower case letters, digits and _ only"
