@@ -13,6 +13,7 @@ the file's revision    -                              nothing: it got there
 elsewhere              has not moved, or its          the file is moved aside, to
                        revision is in the history     ``NAME.dropped-<time>``
 elsewhere              has moved                      `StateForked`; an operator chooses
+anywhere               has moved, and is damaged      `StateForked`, likewise: a save is lost
 =====================  =============================  ==========================================
 
 A file that was there before, and that the database has never heard of, is never written over: it is
@@ -126,27 +127,37 @@ class Fallback:
     def present(self, why: str = "") -> Present | None:
         """Return the state in the file, or in its ``.bak``; None if there is none that reads.
 
-        A file without a right sum was not written by us, and is none.
+        A file without a right sum was not written by us, and is none. ``why`` of the result says
+        besides what is wrong with the file where it is not the source.
         """
+        wrong: list[str] = []
         for path in (self.path, self.backup_path):
-            valid = read_valid(path, lambda _path, _why: None)
+            valid = read_valid(path, lambda _path, said: wrong.append(said))
             if valid is not None and valid[1].trust is codec.Trust.SEALED:
                 data, document = valid
                 pointer = Pointer(document.revision, document.identity)
+                if path != self.path:
+                    said = wrong[0] if wrong else "is gone"
+                    why = f"{why}; {self.path} {said}".removeprefix("; ")
                 return Present(pointer, data, path, why or None)
+            if valid is not None:
+                wrong.append(valid[1].why)
         return None
 
     def verdict(self, database: Pointer | None, knows: Knows) -> Verdict:
         """Return what is to be done, by the table above."""
         pending, file = self.pending(), self.present()
         here = file.pointer if file else None
+        if pending is not None and (file is None or file.source != self.path):
+            return "forked"  # what was saved last, and acknowledged, does not read
         if here == database:
             return "nothing"
         if pending is None:
             if here is None or (database is not None and knows(here)):
                 return "nothing"  # a copy that is behind
             return "drop" if database is not None else "forked"
-        if here is None or here == pending.base:
+        assert here is not None
+        if here == pending.base:
             return "drop"
         if database == pending.base or database in pending.sent:
             return "push"
@@ -226,10 +237,19 @@ class Fallback:
         return aside
 
     def forked(self, database: Pointer | None) -> StateForked:
-        file = self.present()
-        here = f"revision {file.pointer.revision}" if file else "nothing that reads"
+        file, pending = self.present(), self.pending()
         there = f"revision {database.revision}" if database else "no state"
-        pending = self.pending()
+        if pending is not None and (file is None or file.source != self.path):
+            left = "its .bak does not read either"
+            if file is not None:
+                left = f"its .bak has revision {file.pointer.revision} ({file.why})"
+            return StateForked(
+                self.path,
+                f"{self.path} does not read, and it had the newest saves, since {pending.since}: "
+                f"{left}, {self._address} has {there}. Put a copy of the file back if there is; "
+                "or `statestore db reconcile --take file` (what the .bak has) or `--take database`",
+            )
+        here = f"revision {file.pointer.revision}" if file else "nothing that reads"
         since = f", saved there since {pending.since}" if pending else ""
         return StateForked(
             self.path,
