@@ -273,6 +273,28 @@ def test_a_server_that_is_away_is_exit_10(
     assert (tmp_path / "data" / "KILL_SWITCH").exists()
 
 
+def test_a_doctor_names_the_database_once_and_what_to_type(
+    statestore: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.chdir(tmp_path)
+    proxy = Proxy(1)
+    proxy.close()
+    url = f"postgresql://bot:hunter2@127.0.0.1:{proxy.port}/postgres"
+    ran = statestore("doctor", "--offline", "--format", "json", "--state", url)
+    assert ran.code == 10
+    failures = [line for line in ran.json["checks"] if line["level"] == "failure"]
+    assert [line["check"] for line in failures] == ["state", "kill-switch"]
+    assert {line["remedy"] for line in failures} == {"statestore db status"}
+    ran = statestore("edit", "--state", url)
+    assert (ran.code, "cannot be looked at (`statestore doctor`" in ran.error) == (6, True)
+
+
+def test_orders_are_found_by_the_url_of_the_state(store: PostgresStore, statestore: Run) -> None:
+    ran = statestore("orders", "list")
+    assert (ran.code, ran.json["positions"]) == (0, []), ran.err
+
+
 def test_db_commands_need_a_database(statestore: Run, tmp_path: Path) -> None:
     for words in (("init",), ("status",), ("upgrade",), ("reconcile",)):
         ran = statestore("db", *words, "--state", tmp_path / "state.json")
