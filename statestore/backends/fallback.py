@@ -251,12 +251,15 @@ class Fallback:
             )
         here = f"revision {file.pointer.revision}" if file else "nothing that reads"
         since = f", saved there since {pending.since}" if pending else ""
+        look = f"statestore show --state {self.path}"
+        if database is not None:
+            # Not "state": which one that is nobody can say. Quoted, for the & in it.
+            look = f"statestore diff '{self._address}#{database.revision}' {self.path}"
         return StateForked(
             self.path,
             f"there are two states: {self.path} has {here}{since}, {self._address} has {there}, "
-            "and neither follows from the other. Nothing is merged: look at both (`statestore diff "
-            f"state {self.path}`), then `statestore db reconcile --take file` or `--take "
-            "database`; the other one is kept",
+            f"and neither follows from the other. Nothing is merged: look at both (`{look}`), then "
+            "`statestore db reconcile --take file` or `--take database`; the other one is kept",
         )
 
     def _write(self, data: bytes) -> None:

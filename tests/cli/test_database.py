@@ -211,7 +211,7 @@ def test_an_edit_is_saved(
     assert store.load()["trades_today"] == 42
 
 
-def test_sealing_says_what_works(store: PostgresStore, statestore: Run, halted: None) -> None:
+def test_sealing_says_what_works(store: PostgresStore, statestore: Run) -> None:
     ran = statestore("seal")
     assert ran.code == 2
     assert "statestore edit" in ran.error
@@ -323,6 +323,12 @@ def test_a_fork_is_for_an_operator_to_decide(
     ran = statestore("show", "--state", with_file)
     assert ran.code == 9
     assert "statestore db reconcile" in ran.error
+    # What the message says to type shows both, though nobody can say which is the state.
+    look = re.search(r"look at both \(`statestore (diff .*?)`\)", ran.error)
+    assert look is not None, ran.error
+    looked = statestore(*shlex.split(look[1]), "--state", with_file)
+    assert looked.code == 0, looked.err
+    assert "section trades_today changed" in looked.err
     assert statestore("db", "reconcile", "--state", with_file).code == 9
     ran = statestore("db", "reconcile", "--state", with_file, "--take", "file")
     assert ran.code == 6
