@@ -132,17 +132,24 @@ class Fallback:
         """
         wrong: list[str] = []
         for path in (self.path, self.backup_path):
-            valid = read_valid(path, lambda _path, said: wrong.append(said))
-            if valid is not None and valid[1].trust is codec.Trust.SEALED:
+            valid = _sealed(path, wrong)
+            if valid is not None:
                 data, document = valid
                 pointer = Pointer(document.revision, document.identity)
                 if path != self.path:
                     said = wrong[0] if wrong else "is gone"
                     why = f"{why}; {self.path} {said}".removeprefix("; ")
                 return Present(pointer, data, path, why or None)
-            if valid is not None:
-                wrong.append(valid[1].why)
         return None
+
+    def documents(self) -> list[tuple[int, bytes]]:
+        """Return the revisions that are here, in the file and its ``.bak``, newest first."""
+        found = {}
+        for path in (self.backup_path, self.path):
+            valid = _sealed(path, [])
+            if valid is not None:
+                found[valid[1].revision] = valid[0]
+        return sorted(found.items(), reverse=True)
 
     def verdict(self, database: Pointer | None, knows: Knows) -> Verdict:
         """Return what is to be done, by the table above."""
@@ -284,6 +291,15 @@ class Fallback:
             extra={"path": str(self.path), "aside": str(aside), "why": why},
         )
         return aside
+
+
+def _sealed(path: Path, wrong: list[str]) -> tuple[bytes, codec.Document] | None:
+    """Return a file that has a right sum; else None, and why, unless it is not there."""
+    valid = read_valid(path, lambda _path, said: wrong.append(said))
+    if valid is not None and valid[1].trust is not codec.Trust.SEALED:
+        wrong.append(valid[1].why or f"has no {codec.META}")
+        return None
+    return valid
 
 
 def _plain(pointer: Pointer | None) -> dict[str, object] | None:

@@ -416,3 +416,26 @@ def test_an_operator_takes_what_is_left_of_a_damaged_file(
     done = make().reconcile("file")
     assert Path(done["aside"]).read_bytes() == b"{"
     assert make().load()["n"] == 2
+
+
+def test_while_the_database_is_away_the_file_has_a_history_of_two(make: Make, proxy: Proxy) -> None:
+    """ "There is no state, begin with an empty one" was the answer to whoever asked for it."""
+    store = saved(make(), 1)
+    proxy.down()
+    saved(store, 2, 3)
+    other = make()
+    assert [version.revision for version in other.versions()] == [3, 2]
+    assert other.read(other.backup_path).revision == 2
+    assert other.read(f"{other.path}#2").revision == 2
+    proxy.up()
+    assert [version.revision for version in other.versions()] == [3, 2, 1]
+
+
+def test_where_nothing_is_known_nobody_is_told_to_begin_with_nothing(
+    make: Make, proxy: Proxy
+) -> None:
+    proxy.down()
+    store = make()
+    for act in (store.load, store.versions, store.check):
+        with pytest.raises(BackendUnavailable):
+            act()
