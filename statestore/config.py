@@ -17,7 +17,7 @@ setting            environment                 default
 ``base_url``       ``COINBASE_BASE_URL``       ``api.coinbase.com``
 ``bars_source``    ``STATESTORE_BARS_SOURCE``  ``binance``
 ``bars_url``       ``STATESTORE_BARS_URL``     the source's own host
-none               ``STATESTORE_DATABASE``     none
+none               ``STATESTORE_DATABASE``     ``STATE_FILE``, where that is a database
 ``reserve`` table                              nothing is reserved
 ``backups`` table                              see below
 none               ``VISUAL``, ``EDITOR``      ``vi``
@@ -65,13 +65,14 @@ Where the state is in a database, what is "beside the state" by default is in ``
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from statestore.amounts import parse_amount
 from statestore.errors import ConfigError, CredentialsError
@@ -116,6 +117,22 @@ class StateUrl:
 
     url: str = field(repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuse what libpq would read otherwise than we do: a part of a password may be taken for
+        a host then, and shown.
+
+        Raises:
+            ConfigError: it is no such URL.
+        """
+        parts = self._parts
+        if parts.scheme not in ("postgres", "postgresql"):
+            return
+        user, _, hosts = parts.netloc.rpartition("@")
+        ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+        odd = "@" in user + parts.path or "#" in self.url
+        if odd or not all(p.isdigit() or not p for p in ports) or not all(map(_PAIR, self._pairs)):
+            raise ConfigError(_NO_URL)
+
     def __str__(self) -> str:
         parts, ours = self._parts, self.parameters
         where = str(parts.netloc).rpartition("@")[2] or dict(self._query).get("host", "")
@@ -136,20 +153,36 @@ class StateUrl:
     @property
     def without_parameters(self) -> str:
         """Return the URL without what is ours: as the database's own library reads it."""
-        theirs = [pair for pair in self._query if pair[0] not in _URL_PARAMETERS]
-        url: str = self._parts._replace(query=urlencode(theirs, safe="/")).geturl()
-        return url
+        theirs = [pair for pair in self._pairs if _named_by(pair) not in _URL_PARAMETERS]
+        return self._with(theirs)
+
+    @property
+    def has_password(self) -> bool:
+        named = any(name in ("password", "sslpassword") for name, _ in self._query)
+        return named or self._parts.password is not None
 
     def having(self, **parameters: object) -> StateUrl:
         """Return it with parameters of ours put in; those that are None stay as they are."""
         given = {name: str(value) for name, value in parameters.items() if value is not None}
-        kept = [pair for pair in self._query if pair[0] not in given]
-        query = urlencode([*kept, *given.items()], safe="/")
-        return StateUrl(self._parts._replace(query=query).geturl())
+        kept = [pair for pair in self._pairs if _named_by(pair) not in given]
+        added = [f"{name}={quote(value)}" for name, value in given.items()]
+        return StateUrl(self._with([*kept, *added]))
+
+    def _with(self, pairs: list[str]) -> str:
+        # Not by urlunsplit, which makes postgresql:/name of postgresql:///name.
+        parts = self._parts
+        query = f"?{'&'.join(pairs)}" if pairs else ""
+        return f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
 
     @property
     def _query(self) -> list[tuple[str, str]]:
-        return parse_qsl(self._parts.query, keep_blank_values=True)
+        # As libpq has it: a plus is a plus.
+        return [(_named_by(pair), unquote(pair.partition("=")[2])) for pair in self._pairs]
+
+    @property
+    def _pairs(self) -> list[str]:
+        query: str = self._parts.query
+        return query.split("&") if query else []
 
     @property
     def _parts(self) -> Any:
@@ -157,11 +190,19 @@ class StateUrl:
             return urlsplit(self.url)
         except ValueError:
             # Its message may quote what is in the brackets; the URL is not to be printed.
-            raise ConfigError(
-                "the state's URL is not understood; postgresql://user@host:5432/name is expected"
-            ) from None
+            raise ConfigError(_NO_URL) from None
 
 
+def _named_by(pair: str) -> str:
+    return unquote(pair.partition("=")[0])
+
+
+_POSTGRES = re.compile("postgres(ql)?://")
+_PAIR = re.compile("[^=]+=").match
+_NO_URL = (
+    "the state's URL is not understood; postgresql://user@host:5432/name is expected, where "
+    "@ : / ? # % in a user, a password or a name are written %40 %3A %2F %3F %23 %25"
+)
 _URL_PARAMETERS = ("state", "schema", "file_fallback")
 
 
@@ -240,14 +281,16 @@ def read_keys(names: KeyNames, environ: Mapping[str, str] = os.environ) -> Keys:
 
 
 def database_url(given: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return where positions and orders are: what was given, else ``STATESTORE_DATABASE``.
+    """Return where positions and orders are: as given, or as ``STATESTORE_DATABASE`` or, where
+    the state is in a database, ``STATE_FILE`` says.
 
     It may hold a password, so it is read from no file and is in no message.
 
     Raises:
         ConfigError: nothing says it.
     """
-    url = given or environ.get("STATESTORE_DATABASE")
+    state = environ.get("STATE_FILE", "")
+    url = given or environ.get("STATESTORE_DATABASE") or (state if _POSTGRES.match(state) else "")
     if not url:
         raise ConfigError(
             "which database? set STATESTORE_DATABASE, or give --database: "
@@ -450,7 +493,7 @@ def _value(path: Path, name: str, value: object) -> Any:
     if name == "backups" and isinstance(value, dict):
         return {setting: _retained(path, setting, number) for setting, number in value.items()}
     if name == "state" and isinstance(value, str) and "://" in value:
-        if urlsplit(value).password is not None:
+        if StateUrl(value).has_password:
             raise ConfigError(
                 f"{path}: state has a password in it, and credentials have no place here; put it "
                 "into ~/.pgpass, or the whole URL into STATE_FILE"

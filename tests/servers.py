@@ -169,6 +169,50 @@ def running_postgres() -> Iterator[PostgresServer]:
             server.stop()
 
 
+def pgbouncer_program() -> str | None:
+    """Return the path of pgbouncer, None where it is not installed."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin")
+
+
+@contextmanager
+def running_pgbouncer(server: PostgresServer, mode: str) -> Iterator[str]:
+    """Run a pooler in front of a server; give the URL of the database behind it."""
+    program = pgbouncer_program()
+    assert program is not None
+    port = free_port()
+    # It refuses to run as root, too.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="statestore-pool-") as folder:
+        Path(folder).chmod(0o755)
+        config = Path(folder) / "pgbouncer.ini"
+        config.write_text(
+            f"[databases]\npostgres = host=127.0.0.1 port={server.port} user=bot\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"auth_type = any\npool_mode = {mode}\n"
+        )
+        config.chmod(0o644)
+        with (Path(folder) / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [program, "-q", config], stdout=log, stderr=log, user=user, cwd="/"
+            )
+        try:
+            until = time.monotonic() + PATIENCE
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > until:
+                    said = (Path(folder) / "log").read_text()
+                    raise RuntimeError(f"pgbouncer did not start:\n{said[-2000:]}")
+                time.sleep(0.05)
+            yield f"postgresql://bot@127.0.0.1:{port}/postgres"
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class InfluxServer:
     """An InfluxDB 1.x in a folder of its own; it may be killed and started again."""
 

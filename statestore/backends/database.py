@@ -14,6 +14,8 @@ answer; no password is in `Database.address`, in a message or in a log.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from statestore.config import DEFAULT_SCHEMA
+from statestore.config import DEFAULT_SCHEMA, StateUrl
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
 
 if TYPE_CHECKING:
@@ -40,6 +42,15 @@ _PATIENCE: dict[str, Any] = {
     "tcp_user_timeout": 11_000,
     "application_name": "statestore",
 }
+
+# The server is there, and it is the URL that has to be put right. libpq gives no code for it.
+_NOT_LET_IN = re.compile(
+    r"authentication failed|no password supplied|pg_hba\.conf|permission denied for database"
+    r'|(role|database) "[^"]*" does not exist|not permitted to log in'
+)
+
+# Pools a parent had open when it forked: a child must not even collect them as garbage.
+_inherited: list[object] = []
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -80,7 +91,7 @@ class SchemaStatus:
 
 
 class Database:
-    """One database, and our schema in it. Threads may share it; a forked child makes its own.
+    """One database, and our schema in it. Threads may share it; a forked child connects anew.
 
     Attributes:
         address: where it is, for messages: the URL without user and password.
@@ -91,7 +102,7 @@ class Database:
         self,
         url: str,
         *,
-        schema: str = DEFAULT_SCHEMA,
+        schema: str | None = None,
         connections: int = 4,
         timeout: float = 10.0,
     ) -> None:
@@ -100,6 +111,8 @@ class Database:
         Args:
             url: ``postgresql://user:password@host/database?sslmode=require``, as libpq reads it.
                 What it does not say comes from libpq's own settings (``PGHOST``, ``~/.pgpass``).
+                The parameters of a state's URL (`StateUrl`) are understood.
+            schema: that of the URL, else ``statestore``, unless given.
             connections: at most, at a time.
             timeout: seconds to wait for one.
 
@@ -112,6 +125,11 @@ class Database:
             raise ConfigError(
                 "a PostgreSQL database needs psycopg: pip install 'statestore[postgres]'"
             ) from error
+        if "://" in url:
+            parsed = StateUrl(url)
+            url = parsed.without_parameters
+            schema = parsed.parameters.get("schema") if schema is None else schema
+        schema = DEFAULT_SCHEMA if schema is None else schema
         if not _SCHEMA.fullmatch(schema):
             raise ConfigError(
                 f"{schema!r:.80} is no name for a schema: lower case letters, digits and _ only"
@@ -129,12 +147,15 @@ class Database:
         self._connections = connections
         self._timeout = timeout
         self._pool: psycopg_pool.ConnectionPool[Any] | None = None
+        self._pid = os.getpid()
+        self._refused: psycopg.Error | None = None  # why the pool's last attempt to connect failed
 
     def __repr__(self) -> str:
         return f"Database({self.address!r})"
 
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""
+        self._start_over_in_child()
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
@@ -150,12 +171,21 @@ class Database:
             BackendError: the database refused a statement.
         """
         import psycopg
+        import psycopg_pool
 
         committing = False
         try:
             with self._opened().connection(self._timeout) as connection:
                 yield connection
                 committing = True
+        except psycopg_pool.PoolTimeout as error:
+            if self._refused is None:
+                raise self.explained(error) from error  # all are in use
+            # A pool that goes on trying waits longer each time; a new one says at once how it is.
+            pool, self._pool = self._pool, None
+            if pool is not None:
+                pool.close(0)
+            raise self.explained(self._refused) from error
         except psycopg.Error as error:
             raise self.explained(error, uncertain=committing) from error
 
@@ -171,15 +201,7 @@ class Database:
         import psycopg
 
         try:
-            told = psycopg.conninfo.conninfo_to_dict(self._url)
-            more = {name: value for name, value in _PATIENCE.items() if name not in told}
-            return psycopg.connect(
-                psycopg.conninfo.make_conninfo(
-                    self._url, **{"connect_timeout": max(2, round(self._timeout)), **more, **told}
-                ),
-                autocommit=True,
-                prepare_threshold=None,
-            )
+            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
             raise self.explained(error) from error
 
@@ -210,7 +232,9 @@ class Database:
         import psycopg
 
         state = error.sqlstate or ""
-        said = " ".join(str(error).split()) or type(error).__name__
+        # Without the line of SQL that psycopg points at: nobody can do anything about it.
+        told = (error.diag.message_primary, error.diag.message_detail) if state else (str(error),)
+        said = " ".join(" ".join(filter(None, told)).split()) or type(error).__name__
         if state in ("42P01", "3F000", "42703"):  # undefined table, schema, column
             return SchemaOutdated(
                 f"{self.address}: {said}; run `statestore db init` (or `upgrade`) first"
@@ -220,10 +244,18 @@ class Database:
                 f"{self.address} only reads, as a standby does: {said}; name the primary, or all "
                 "hosts with target_session_attrs=read-write"
             )
-        lost = isinstance(error, psycopg.OperationalError) and not state.startswith(("40", "53"))
-        if lost or state.startswith(("08", "57P")):
+        # The end of a connection has no code, unless the server said goodbye.
+        lost = not state and isinstance(error, psycopg.OperationalError)
+        if lost and _NOT_LET_IN.search(said):
             return BackendUnavailable(
-                f"{self.address} cannot be reached: {said}", uncertain=uncertain
+                f"{self.address} cannot be used: {said}; check user and database in the URL, and "
+                "the password (PGPASSWORD, ~/.pgpass)"
+            )
+        if lost or state.startswith(("08", "57P", "25P03", "25P04")):
+            return BackendUnavailable(
+                f"{self.address} cannot be reached: {said}; look whether the server runs and "
+                "whether the URL is right",
+                uncertain=uncertain,
             )
         return BackendError(f"{self.address} refused: {said}")
 
@@ -273,7 +305,12 @@ class Database:
             if not status.pending:
                 return None
             if not status.applied:
-                connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
+                # Looked for first: a role that may make none may use one that was made for it.
+                there = connection.execute(
+                    "SELECT 1 FROM pg_namespace WHERE nspname = %s", [self.schema]
+                ).fetchone()
+                if there is None:
+                    connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
                 connection.execute(
                     self.query(
                         "CREATE TABLE {schema}.migrations (number integer PRIMARY KEY, name text "
@@ -321,21 +358,81 @@ class Database:
             )
         return SchemaStatus(self.schema, applied, known[len(applied) :])
 
+    @property
+    def _conninfo(self) -> str:
+        """What to connect with: what the URL says goes before what we add. Never to be printed."""
+        import psycopg
+
+        told = psycopg.conninfo.conninfo_to_dict(self._url)
+        ours = {"connect_timeout": max(2, round(self._timeout)), **_PATIENCE}
+        return psycopg.conninfo.make_conninfo(self._url, **{**ours, **told})
+
     def _opened(self) -> psycopg_pool.ConnectionPool[Any]:
+        self._start_over_in_child()
         if self._pool is None:
             import psycopg_pool
 
+            logging.getLogger("psycopg.pool").addFilter(_not_twice)
             self._pool = psycopg_pool.ConnectionPool(
-                self._url,
+                self._conninfo,
+                connection_class=self._noting(),
                 min_size=0,
                 max_size=self._connections,
                 timeout=self._timeout,
-                kwargs={"connect_timeout": max(2, round(self._timeout))},
+                kwargs={"prepare_threshold": None},
+                configure=_durable,
                 check=psycopg_pool.ConnectionPool.check_connection,
                 open=True,
-                name=f"statestore:{self.schema}",
+                name=f"{_POOL}{self.schema}",
             )
+        if not self._pool.get_stats()["pool_size"]:
+            # A pool does not say why it has none to give, and waits; this says so at once.
+            self.connect().close()
         return self._pool
+
+    def _noting(self) -> type[psycopg.Connection[Any]]:
+        """Return psycopg's connection, made to note why the last attempt to connect failed."""
+        import psycopg
+
+        def note(error: psycopg.Error | None) -> None:
+            self._refused = error
+
+        class Connection(psycopg.Connection[Any]):
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    made = super().connect(*args, **kwargs)
+                except psycopg.Error as error:
+                    note(error)
+                    raise
+                note(None)
+                return made
+
+        return Connection
+
+    def _start_over_in_child(self) -> None:
+        if self._pid != os.getpid():
+            _inherited.append(self._pool)
+            self._pool, self._pid = None, os.getpid()
+
+
+_POOL = "statestore:"
+
+
+def _not_twice(record: logging.LogRecord) -> bool:
+    """Keep a pool of ours from logging each attempt that failed: who asked is told in an error."""
+    told = record.args if isinstance(record.args, tuple) else ()
+    ours = any(isinstance(value, str) and value.startswith(_POOL) for value in told)
+    return not (ours and record.levelno >= logging.WARNING)
+
+
+def _durable(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Have a commit flushed before it is acknowledged; what is stricter stays."""
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) "
+        "WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()
 
 
 def migrations() -> tuple[Migration, ...]:

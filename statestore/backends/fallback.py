@@ -13,6 +13,7 @@ the file's revision    -                              nothing: it got there
 elsewhere              has not moved, or its          the file is moved aside, to
                        revision is in the history     ``NAME.dropped-<time>``
 elsewhere              has moved                      `StateForked`; an operator chooses
+anywhere               has moved, and is damaged      `StateForked`, likewise: a save is lost
 =====================  =============================  ==========================================
 
 A file that was there before, and that the database has never heard of, is never written over: it is
@@ -126,27 +127,44 @@ class Fallback:
     def present(self, why: str = "") -> Present | None:
         """Return the state in the file, or in its ``.bak``; None if there is none that reads.
 
-        A file without a right sum was not written by us, and is none.
+        A file without a right sum was not written by us, and is none. ``why`` of the result says
+        besides what is wrong with the file where it is not the source.
         """
+        wrong: list[str] = []
         for path in (self.path, self.backup_path):
-            valid = read_valid(path, lambda _path, _why: None)
-            if valid is not None and valid[1].trust is codec.Trust.SEALED:
+            valid = _sealed(path, wrong)
+            if valid is not None:
                 data, document = valid
                 pointer = Pointer(document.revision, document.identity)
+                if path != self.path:
+                    said = wrong[0] if wrong else "is gone"
+                    why = f"{why}; {self.path} {said}".removeprefix("; ")
                 return Present(pointer, data, path, why or None)
         return None
+
+    def documents(self) -> list[tuple[int, bytes]]:
+        """Return the revisions that are here, in the file and its ``.bak``, newest first."""
+        found = {}
+        for path in (self.backup_path, self.path):
+            valid = _sealed(path, [])
+            if valid is not None:
+                found[valid[1].revision] = valid[0]
+        return sorted(found.items(), reverse=True)
 
     def verdict(self, database: Pointer | None, knows: Knows) -> Verdict:
         """Return what is to be done, by the table above."""
         pending, file = self.pending(), self.present()
         here = file.pointer if file else None
+        if pending is not None and (file is None or file.source != self.path):
+            return "forked"  # what was saved last, and acknowledged, does not read
         if here == database:
             return "nothing"
         if pending is None:
             if here is None or (database is not None and knows(here)):
                 return "nothing"  # a copy that is behind
             return "drop" if database is not None else "forked"
-        if here is None or here == pending.base:
+        assert here is not None
+        if here == pending.base:
             return "drop"
         if database == pending.base or database in pending.sent:
             return "push"
@@ -226,17 +244,29 @@ class Fallback:
         return aside
 
     def forked(self, database: Pointer | None) -> StateForked:
-        file = self.present()
-        here = f"revision {file.pointer.revision}" if file else "nothing that reads"
+        file, pending = self.present(), self.pending()
         there = f"revision {database.revision}" if database else "no state"
-        pending = self.pending()
+        if pending is not None and (file is None or file.source != self.path):
+            left = "its .bak does not read either"
+            if file is not None:
+                left = f"its .bak has revision {file.pointer.revision} ({file.why})"
+            return StateForked(
+                self.path,
+                f"{self.path} does not read, and it had the newest saves, since {pending.since}: "
+                f"{left}, {self._address} has {there}. Put a copy of the file back if there is; "
+                "or `statestore db reconcile --take file` (what the .bak has) or `--take database`",
+            )
+        here = f"revision {file.pointer.revision}" if file else "nothing that reads"
         since = f", saved there since {pending.since}" if pending else ""
+        look = f"statestore show --state {self.path}"
+        if database is not None:
+            # Not "state": which one that is nobody can say. Quoted, for the & in it.
+            look = f"statestore diff '{self._address}#{database.revision}' {self.path}"
         return StateForked(
             self.path,
             f"there are two states: {self.path} has {here}{since}, {self._address} has {there}, "
-            "and neither follows from the other. Nothing is merged: look at both (`statestore diff "
-            f"state {self.path}`), then `statestore db reconcile --take file` or `--take "
-            "database`; the other one is kept",
+            f"and neither follows from the other. Nothing is merged: look at both (`{look}`), then "
+            "`statestore db reconcile --take file` or `--take database`; the other one is kept",
         )
 
     def _write(self, data: bytes) -> None:
@@ -261,6 +291,15 @@ class Fallback:
             extra={"path": str(self.path), "aside": str(aside), "why": why},
         )
         return aside
+
+
+def _sealed(path: Path, wrong: list[str]) -> tuple[bytes, codec.Document] | None:
+    """Return a file that has a right sum; else None, and why, unless it is not there."""
+    valid = read_valid(path, lambda _path, said: wrong.append(said))
+    if valid is not None and valid[1].trust is not codec.Trust.SEALED:
+        wrong.append(valid[1].why or f"has no {codec.META}")
+        return None
+    return valid
 
 
 def _plain(pointer: Pointer | None) -> dict[str, object] | None:

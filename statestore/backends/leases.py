@@ -10,7 +10,8 @@ What is promised:
 
 What is not: a holder is not told in the very instant that its network is cut. What it saves then is
 refused if the other bot has saved (`RevisionConflict`); what it orders at the exchange is not.
-Behind a pooler in transaction mode no connection is one's own, and neither is a lock.
+Behind a pooler in transaction mode no connection is one's own, and neither is a lock: two bots that
+are given the same connection in turn would both hold it. That is looked for, and refused.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ INSERT INTO {schema}.leases (name, pid, host, since, beat, backend)
 VALUES (%(name)s, %(pid)s, %(host)s, %(since)s, clock_timestamp(), pg_backend_pid())
 ON CONFLICT (name) DO UPDATE SET pid = excluded.pid, host = excluded.host, since = excluded.since,
     beat = excluded.beat, backend = excluded.backend
+"""
+# By all that names this holder: behind a pooler, `backend` may be another's as well.
+_BEAT = """
+UPDATE {schema}.leases SET beat = clock_timestamp() WHERE name = %(name)s
+    AND backend = pg_backend_pid() AND pid = %(pid)s AND host = %(host)s AND since = %(since)s
 """
 _HOLDER = """
 SELECT l.pid, l.host, l.since, l.beat
@@ -134,17 +140,41 @@ class DatabaseLease(Lease):
                     "'tcp_keepalives_count', '3', false), set_config("
                     "'idle_session_timeout', '0', false)"
                 )
+                self._require_own(connection)
                 row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self._key]).fetchone()
                 if row is None or not row[0]:
                     raise lease_held(
                         self._address, holder(self._database, connection, self._state) or {}
                     )
-                who = {"name": self._state, "pid": os.getpid(), "host": os.uname().nodename}
-                connection.execute(self._database.query(_TAKE), {**who, "since": self._since})
+                connection.execute(self._database.query(_TAKE), self._who)
         except BaseException:
             connection.close()
             raise
         self._connection, self._beaten = connection, time.monotonic()
+
+    @property
+    def _who(self) -> dict[str, Any]:
+        host = os.uname().nodename
+        return {"name": self._state, "pid": os.getpid(), "host": host, "since": self._since}
+
+    def _require_own(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Raise `BackendError` where the server's side of this connection is given to others too.
+
+        Without a pooler the process that answers is the one that greeted. With one, it is asked
+        whether another connection gets the same: the one that was free last is mostly given first.
+        """
+        if _backend(connection) == connection.info.backend_pid:
+            return
+        with self._database.dedicated() as other:
+            for _ in range(3):
+                mine = _backend(connection)
+                with other.transaction():
+                    shared = _backend(other) == mine
+                if shared:
+                    raise BackendError(
+                        f"{self._address} is behind a pooler in transaction mode, where a lease "
+                        "keeps no second bot out: name the server itself, or a pool in session mode"
+                    )
 
     def _keep(self) -> None:
         while not self._stop.is_set():
@@ -172,13 +202,9 @@ class DatabaseLease(Lease):
 
     def _beat(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         with self._database.explaining():
-            connection.execute(
-                self._database.query(
-                    "UPDATE {schema}.leases SET beat = clock_timestamp() "
-                    "WHERE name = %s AND backend = pg_backend_pid()"
-                ),
-                [self._state],
-            )
+            done = connection.execute(self._database.query(_BEAT), self._who)
+        if not done.rowcount:
+            raise BackendError(f"{self._address}: the lease names another bot now")
         self._beaten = time.monotonic()
 
     def _lose(self, error: BackendError) -> None:
@@ -203,6 +229,12 @@ def holder(
         return {}
     pid, host, since, beat = row
     return {"pid": pid, "host": host, "since": _text(since), "beat": _text(beat)}
+
+
+def _backend(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    """Return which process of the server answers."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row[0] if row else 0
 
 
 def key_of(schema: str, state: str) -> int:

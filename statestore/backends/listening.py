@@ -99,9 +99,10 @@ class Listener:
                     said = None
                     for note in connection.notifies(timeout=0):
                         said = note.payload
-                    if said is None:
-                        break  # not a notification: the next question finds out what it was
-                    self._tell(_pointer(said))
+                    pointer = None if said is None else _pointer(said)
+                    if pointer is None:
+                        break  # not a notification of ours: the next question finds out
+                    self._tell(pointer)
 
     def _tell(self, pointer: Pointer | None) -> None:
         with self._news:
@@ -109,6 +110,7 @@ class Listener:
             self._news.notify_all()
 
 
-def _pointer(payload: str) -> Pointer:
+def _pointer(payload: str) -> Pointer | None:
     revision, _, sha256 = payload.partition(" ")
-    return Pointer(int(revision), sha256)
+    known = revision.isascii() and revision.isdigit() and sha256
+    return Pointer(int(revision), sha256) if known else None

@@ -439,16 +439,33 @@ class PostgresStore(RevisionStore):
         return file.pointer if file else database
 
     def _document(self, revision: int) -> bytes | None:
-        rows = self._rows(_DOCUMENT, revision=revision)
-        return bytes(rows[0][0]) if rows else None
-
-    def _documents(self) -> list[tuple[int, bytes]]:
         try:
-            return [(revision, bytes(data)) for revision, data in self._rows(_DOCUMENTS)]
+            rows = self._rows(_DOCUMENT, revision=revision)
         except BackendUnavailable:
             if self._fallback is None:
                 raise
-            return []
+            rows = []
+        if rows or self._fallback is None:
+            return bytes(rows[0][0]) if rows else None
+        return dict(self._fallback.documents()).get(revision)
+
+    def _documents(self) -> list[tuple[int, bytes]]:
+        fallback = self._fallback
+        if fallback is None:
+            return self._documents_of_database()
+        try:
+            found = self._documents_of_database()
+        except BackendUnavailable:
+            found = fallback.documents()
+            if not found:
+                raise
+            return found
+        newest = found[0][0] if found else 0
+        ahead = fallback.documents() if fallback.is_pending else []
+        return [document for document in ahead if document[0] > newest] + found
+
+    def _documents_of_database(self) -> list[tuple[int, bytes]]:
+        return [(revision, bytes(data)) for revision, data in self._rows(_DOCUMENTS)]
 
     def _swap(
         self, former: Pointer | None, to: Pointer, data: bytes, before_commit: BeforeCommit | None

@@ -353,15 +353,16 @@ class RevisionStore(StateStore):
         if not isinstance(place, str) or place.partition("#")[0] != self.path:
             return None, place
         named = place.partition("#")[2]
-        present = self._present()
-        if not named:
+        if named.isascii() and named.isdigit():
+            data = self._document(int(named))  # also where nobody can say which is the present one
+        elif not named:
+            present = self._present()
             data = None if present is None else present.data
         elif named == _FORMER:
+            present = self._present()
             below = [d for d in self._documents() if present and d[0] < present.pointer.revision]
             data = below[0][1] if below else None
             place = self._at(below[0][0]) if below else place
-        elif named.isascii() and named.isdigit():
-            data = self._document(int(named))
         else:
             raise UsageError(f"{place} names no revision; {self.path}#42 does")
         if data is None:

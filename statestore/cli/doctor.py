@@ -25,6 +25,7 @@ from statestore.cli.options import backup_dir_option, kill_switch_option, state_
 from statestore.cli.sources import set_up_logging, source_options
 from statestore.config import Places, Settings, load_settings, origins, places, settings_file
 from statestore.errors import (
+    BackendError,
     ConfigError,
     CredentialsError,
     Place,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "warning", "failure"]
 
-_BUG, _SETTINGS, _CREDENTIALS, _EXCHANGE, _STATE = 1, 2, 4, 5, 8
+_BUG, _SETTINGS, _CREDENTIALS, _EXCHANGE, _STATE, _DATABASE = 1, 2, 4, 5, 8, 10
 # Which one is the exit code where there are several: what has to be put right first.
-_FIRST = (_BUG, _SETTINGS, _STATE, _CREDENTIALS, _EXCHANGE)
+_FIRST = (_BUG, _SETTINGS, _DATABASE, _STATE, _CREDENTIALS, _EXCHANGE)
 
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _LITTLE_ROOM = 100 << 20
@@ -76,9 +77,18 @@ class Patient:
 
         return StateStore(self.where.state, backup_dir=self.where.backup_dir)
 
-    @cached_property
+    @property
     def report(self) -> CheckReport:
-        return self.store.check()
+        if isinstance(self._checked, StateStoreError):
+            raise self._checked
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> CheckReport | StateStoreError:
+        try:
+            return self.store.check()
+        except StateStoreError as error:
+            return error  # once: a server that does not answer is waited for
 
     @property
     def folder(self) -> Path:
@@ -111,17 +121,23 @@ def command(**flags: Any) -> int:
     """Look at everything the other commands rely on, and say how to put it right. Writes nothing.
 
     Every check is made, whatever the others find. Exit 0 when nothing fails (warnings are allowed);
-    else the first of these that does: 1 a bug, 2 settings, 8 the state and its files, 4 the key,
-    5 the exchange.
+    else the first of these that does: 1 a bug, 2 settings, 10 the database, 8 the state and its
+    files, 4 the key, 5 the exchange.
     """
     set_up_logging(0)
     lines: list[Line] = []
     bugs: list[str] = []
+    told: list[StateStoreError] = []
     for name, check in _checks(flags):
         try:
             lines += check()
         except StateStoreError as error:
-            lines.append(Line(name, "failure", str(error), code=code_for(type(error))))
+            if error in told:
+                lines.append(Line(name, "warning", "not looked at, for that reason", "as above"))
+                continue
+            told.append(error)
+            remedy = "statestore db status" if isinstance(error, BackendError) else ""
+            lines.append(Line(name, "failure", str(error), remedy, code_for(type(error))))
         except OSError as error:
             said = f"cannot look at {error.filename}: {error.strerror or error}"
             lines.append(Line(name, "failure", said, _listing(error.filename), _STATE))
@@ -347,15 +363,18 @@ def _holders(patient: Patient) -> Lines:
 
 
 def _kill_switch(patient: Patient) -> Lines:
+    from statestore.disk.killswitch import KillSwitch
 
     switch = patient.store.kill_switch(patient.where.kill_switch)
     status = switch.status()
     if status == "released":
         yield Line("kill-switch", "ok", f"{switch.path} is released")
     elif status == "unknown":
-        message = f"{switch.path} cannot be looked at, which halts the bot"
-        remedy = f"ls -ld {_quoted(switch.path.parent)}"
-        yield Line("kill-switch", "failure", message, remedy, _STATE)
+        message = f"{switch} cannot be looked at, which halts the bot"
+        remedy, code = f"ls -ld {_quoted(switch.path.parent)}", _STATE
+        if KillSwitch(switch.path).status() != "unknown":
+            remedy, code = "statestore db status", _DATABASE
+        yield Line("kill-switch", "failure", message, remedy, code)
     else:
         details = switch.details() or {}
         why = "".join(f", {n} {details[n]}" for n in ("reason", "by", "at") if details.get(n))

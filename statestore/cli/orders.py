@@ -35,11 +35,11 @@ def command() -> None:
 def _where(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--exchange", default="coinbase", help="Whose positions, as in the rows."),
-        click.option("--schema", default="statestore", help="Of the tables."),
+        click.option("--schema", help="Of the tables.  [default: the URL's, else statestore]"),
         click.option(
             "--database",
             metavar="URL",
-            help="postgresql://user@host/name.  [default: $STATESTORE_DATABASE]",
+            help="postgresql://user@host/name.  [default: $STATESTORE_DATABASE, else $STATE_FILE]",
         ),
     ):
         function = option(function)
@@ -52,14 +52,12 @@ _exit_code = click.option(
 
 
 @contextmanager
-def _loaded(database: str | None, schema: str, exchange: str) -> Iterator[PositionManager]:
+def _loaded(database: str | None, schema: str | None, exchange: str) -> Iterator[PositionManager]:
     from statestore.backends.database import Database
     from statestore.runtime.orders import PositionManager
 
     opened = Database(database_url(database), schema=schema)
     try:
-        with opened.dedicated():
-            pass  # says at once why it cannot be reached; the pool would try for a while
         manager = PositionManager(opened, exchange=exchange)
         manager.load_open_positions()
         yield manager
@@ -69,7 +67,7 @@ def _loaded(database: str | None, schema: str, exchange: str) -> Iterator[Positi
 
 @command.command("list", epilog=EPILOG)
 @_where
-def list_(database: str | None, schema: str, exchange: str) -> None:
+def list_(database: str | None, schema: str | None, exchange: str) -> None:
     """Print what is held, each position with its orders."""
     with _loaded(database, schema, exchange) as manager:
         positions = [
@@ -85,7 +83,7 @@ def list_(database: str | None, schema: str, exchange: str) -> None:
 @command.command(epilog=EPILOG)
 @_where
 @_exit_code
-def unprotected(database: str | None, schema: str, exchange: str, exit_code: bool) -> int:
+def unprotected(database: str | None, schema: str | None, exchange: str, exit_code: bool) -> int:
     """Print the positions of which not every unit has a live stop-loss or take-profit.
 
     Look at this after the first restart: what is listed here is watched by nobody. "missing" is
@@ -121,7 +119,7 @@ def unprotected(database: str | None, schema: str, exchange: str, exit_code: boo
 @_exit_code
 def reconcile(
     database: str | None,
-    schema: str,
+    schema: str | None,
     exchange: str,
     since: int | None,
     source: str,

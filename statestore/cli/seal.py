@@ -38,6 +38,8 @@ def command(
     settings = load_settings()
     where = places(settings, state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
+    if not isinstance(store.path, Path):
+        store.seal()  # says what does that, before anybody is told to halt a bot for it
     replace_state(
         "seal",
         store,

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def db_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--schema", help="Schema of our tables in it.  [default: statestore]")(
-        function
-    )
+    function = click.option(
+        "--schema", help="Schema of our tables in it.  [default: the URL's, else statestore]"
+    )(function)
     return click.option(
         "--db",
         metavar="URL",
@@ -52,7 +52,7 @@ def opened(db: str, schema: str | None, *, state: Path | None) -> Iterator[Posit
 
     if state is not None:
         raise UsageError("--db and --state are two places; name one")
-    database = Database(db, schema=schema) if schema else Database(db)
+    database = Database(db, schema=schema)
     try:
         database.require_schema()
         yield PositionTables(database)

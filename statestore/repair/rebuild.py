@@ -297,8 +297,11 @@ def halted(kill_switch: KillSwitch, *, allow_live: bool) -> Callable[[], None]:
     def check() -> None:
         status = kill_switch.status()
         if not allow_live and status != "engaged":
+            found = f"is {status}"
+            if status == "unknown":
+                found = "cannot be looked at (`statestore doctor` says why)"
             raise KillSwitchNotEngaged(
-                f"the kill switch {kill_switch} is {status}, so a bot may be trading on this "
+                f"the kill switch {kill_switch} {found}, so a bot may be trading on this "
                 "state; engage it ('statestore kill-switch engage', or touch the file) and run "
                 "this again, or pass --allow-live if no bot runs"
             )

@@ -192,9 +192,7 @@ class BootstrapSystem:
         self.report: BootstrapReport | None = None
         self._store = store
         # Reads without being taken for the writer who saw what it reads.
-        self._onlooker = StateStore(
-            store.path, backup_dir=store.backups.directory, on_mismatch=store.on_mismatch
-        )
+        self._onlooker = store.onlooker()
         self._bars = bars
         self._balances = balances
         self._expected = expected

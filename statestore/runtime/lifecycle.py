@@ -368,7 +368,9 @@ def _under_way(order: Order, now: datetime, patience: timedelta) -> bool:
     since = order.triggered_at or (order.created_at if market else None)
     if since is None:
         return False
-    return order.exchange_order_id is not None or now - since < patience
+    # What is further ahead than that was written by a clock that was wrong: it must not keep a
+    # stop-loss from being acted on until the clocks agree.
+    return order.exchange_order_id is not None or abs(now - since) < patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from statestore.backends.database import Database, migrations
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+from tests.backends.proxy import Proxy
 from tests.servers import PostgresServer, free_port
 
 
@@ -105,3 +108,111 @@ def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
 def test_a_schema_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="schema"):
         Database("postgresql://127.0.0.1/x", schema=name)
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
+    proxy = Proxy(postgres.port)
+    proxy.run()
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def behind(proxy: Proxy, database: Database) -> Iterator[Database]:
+    """The database, by way of the proxy."""
+    url = f"postgresql://bot@127.0.0.1:{proxy.port}/postgres"
+    behind = Database(url, schema=database.schema, timeout=0.5)
+    yield behind
+    behind.close()
+
+
+def test_why_there_is_no_connection_is_said_at_once_and_only_in_the_error(
+    postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = Database(f"postgresql://bot:hunter2@127.0.0.1:{postgres.port}/nosuch", timeout=20)
+    with pytest.raises(BackendUnavailable, match=r'"nosuch" does not exist; check .* the URL'):
+        nowhere.status()
+    assert caplog.messages == []
+
+
+def test_a_pool_whose_server_went_says_why_and_is_back_at_once(
+    proxy: Proxy, behind: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert behind.status().version
+    proxy.down()
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match="Connection refused"):
+            behind.status()
+    proxy.up()
+    assert behind.status().version
+    assert caplog.messages == []
+
+
+def test_a_forked_child_connects_anew(database: Database) -> None:
+    """Two processes that talk on one connection read each other's answers."""
+    fork = multiprocessing.get_context("fork")
+    assert asked(database, 1) == 1
+
+    def child() -> None:
+        for number in range(50):
+            assert asked(database, number) == number
+
+    children = [fork.Process(target=child) for _ in range(3)]
+    for process in children:
+        process.start()
+    for number in range(50, 100):
+        assert asked(database, number) == number
+    for process in children:
+        process.join(60)
+    assert [process.exitcode for process in children] == [0, 0, 0]
+
+
+def asked(database: Database, number: int) -> int:
+    with database.transaction() as connection:
+        (answer,) = connection.execute("SELECT %s::int", [number]).fetchone() or (None,)
+    return int(answer or 0)
+
+
+def test_what_is_committed_is_flushed_and_nothing_is_prepared(
+    postgres: PostgresServer, database: Database
+) -> None:
+    """Whatever the server's default; and a pooler in between may hand out other connections."""
+    relaxed = Database(f"{postgres.url}?options=-csynchronous_commit%3Doff", schema=database.schema)
+    for _ in range(7):
+        with relaxed.transaction() as connection:
+            assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    with relaxed.transaction() as connection:
+        prepared = connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+    assert prepared == (0,)
+    relaxed.close()
+
+
+def test_a_peer_that_is_silently_gone_is_noticed_in_seconds(database: Database) -> None:
+    with database.transaction() as connection:
+        told = connection.info.get_parameters()
+    assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("11000", "5")
+
+
+def test_a_role_that_may_make_no_schema_uses_the_one_made_for_it(
+    postgres: PostgresServer, database: Database, schema_name: str
+) -> None:
+    tenant, schema = f"tenant_{schema_name}", f"{schema_name}_own"
+    with database.transaction() as connection:
+        connection.execute(f"CREATE ROLE {tenant} LOGIN".encode())
+        connection.execute(f"CREATE SCHEMA {schema} AUTHORIZATION {tenant}".encode())
+    theirs = Database(postgres.url.replace("bot@", f"{tenant}@"), schema=schema)
+    assert theirs.upgrade() == migrations()
+    theirs.close()
+
+
+def test_what_the_server_refused_is_not_called_away(database: Database) -> None:
+    """A bot whose statement ran out of time has a database: what it has to say is that."""
+    with pytest.raises(BackendError, match="refused: canceling statement") as refused:
+        with database.transaction() as connection:
+            connection.execute("SET LOCAL statement_timeout = 10")
+            connection.execute("SELECT pg_sleep(60)")
+    assert not isinstance(refused.value, BackendUnavailable)
+    with pytest.raises(SchemaOutdated) as missing, database.transaction() as connection:
+        connection.execute(database.query("SELECT 1 FROM {schema}.nothing"))
+    assert "LINE 1" not in str(missing.value)

@@ -369,3 +369,73 @@ def test_a_copy_that_cannot_be_made_does_not_take_the_save_back(
     assert store.save(state).revision == 2
     assert "no copy of the state beside the database" in caplog.messages
     assert make(file_fallback=None).load()["n"] == 2
+
+
+@pytest.mark.parametrize("damage", ["torn", "edited", "gone", "both"])
+def test_what_was_saved_in_a_file_that_is_damaged_is_not_forgotten(
+    make: Make, proxy: Proxy, path: Path, damage: str
+) -> None:
+    """The .bak, or the database, was taken for the newest state, and nobody was told."""
+    store = saved(make(), 1)
+    proxy.down()
+    saved(store, 2, 3)
+    bak = Path(f"{path}.bak")
+    text = path.read_bytes()
+    if damage == "edited":
+        path.write_bytes(text.replace(b'"n": 3', b'"n": 4'))
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(text[:50])
+    if damage == "both":
+        bak.write_bytes(b"{")
+    else:
+        found = make().load()
+        assert (found["n"], found.meta.recovered_from) == (2, bak)
+        assert str(path) in (found.meta.recovered_why or "")
+    proxy.up()
+    after = make()
+    for act in (after.load, lambda: store.save({**store.load(), "n": 5}), after.reconcile):
+        with pytest.raises(StateForked, match="had the newest saves"):
+            act()
+    assert make(file_fallback=None).load()["n"] == 1
+
+    path.write_bytes(text)  # a copy of it, put back
+    assert after.reconcile()["done"] == "push"
+    assert make(file_fallback=None).load()["n"] == 3
+
+
+def test_an_operator_takes_what_is_left_of_a_damaged_file(
+    make: Make, proxy: Proxy, path: Path
+) -> None:
+    store = saved(make(), 1)
+    proxy.down()
+    saved(store, 2, 3)
+    path.write_bytes(b"{")
+    proxy.up()
+    done = make().reconcile("file")
+    assert Path(done["aside"]).read_bytes() == b"{"
+    assert make().load()["n"] == 2
+
+
+def test_while_the_database_is_away_the_file_has_a_history_of_two(make: Make, proxy: Proxy) -> None:
+    """ "There is no state, begin with an empty one" was the answer to whoever asked for it."""
+    store = saved(make(), 1)
+    proxy.down()
+    saved(store, 2, 3)
+    other = make()
+    assert [version.revision for version in other.versions()] == [3, 2]
+    assert other.read(other.backup_path).revision == 2
+    assert other.read(f"{other.path}#2").revision == 2
+    proxy.up()
+    assert [version.revision for version in other.versions()] == [3, 2, 1]
+
+
+def test_where_nothing_is_known_nobody_is_told_to_begin_with_nothing(
+    make: Make, proxy: Proxy
+) -> None:
+    proxy.down()
+    store = make()
+    for act in (store.load, store.versions, store.check):
+        with pytest.raises(BackendUnavailable):
+            act()

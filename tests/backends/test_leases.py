@@ -12,8 +12,8 @@ from statestore import KillSwitch, StateStore, TradingSession
 from statestore.backends.database import Database
 from statestore.backends.leases import key_of
 from statestore.backends.postgres import PostgresStore
-from statestore.errors import LeaseHeld
-from tests.servers import PostgresServer
+from statestore.errors import BackendError, LeaseHeld
+from tests.servers import PostgresServer, pgbouncer_program, running_pgbouncer
 
 
 @pytest.fixture
@@ -139,3 +139,68 @@ def test_a_lease_of_another_schema_is_another_one(
     with make().lease(), store.lease() as lease:
         assert lease.held
     store.close()
+
+
+@pytest.fixture(params=["transaction", "session"])
+def pooled(
+    request: pytest.FixtureRequest, postgres: PostgresServer, database: Database
+) -> Iterator[tuple[str, Callable[[], PostgresStore]]]:
+    """The mode of a pooler, and what makes stores behind it."""
+    if pgbouncer_program() is None:
+        pytest.skip("pgbouncer is not installed (Debian: apt-get install pgbouncer)")
+    made = []
+    with running_pgbouncer(postgres, request.param) as url:
+
+        def make() -> PostgresStore:
+            made.append(PostgresStore(f"{url}?schema={database.schema}", beat_seconds=0.05))
+            return made[-1]
+
+        yield request.param, make
+        for store in made:
+            store.close()
+
+
+def test_behind_a_pooler_there_is_one_lease_or_none(
+    pooled: tuple[str, Callable[[], PostgresStore]],
+) -> None:
+    """In transaction mode two bots were given the same connection in turn, and both its lock."""
+    mode, make = pooled
+    one, two = make(), make()
+    if mode == "transaction":
+        with pytest.raises(BackendError, match="name the server itself") as refused:
+            one.lease()
+        assert not isinstance(refused.value, LeaseHeld)
+        assert one.lease_holder() is None
+    else:
+        with one.lease() as lease:
+            with pytest.raises(LeaseHeld):
+                two.lease()
+            assert lease.held
+
+
+def test_behind_any_pooler_saves_and_news_go_on(
+    pooled: tuple[str, Callable[[], PostgresStore]],
+) -> None:
+    _, make = pooled
+    one, two = make(), make()
+    one.save({"n": 0})
+    for number in range(1, 12):
+        with one.transaction() as state:
+            state["n"] = number
+        assert two.load()["n"] == number
+    one.save({**one.load(), "n": 12})
+    wait_until(two.changed)  # where no notification arrives, the next question tells
+    assert [version.revision for version in two.versions()][:2] == [13, 12]
+    database = two.database
+    for _ in range(8):
+        assert database.status().version
+
+
+def test_a_lease_that_names_another_bot_is_given_up(
+    make: Callable[[], PostgresStore], database: Database
+) -> None:
+    with make().lease() as lease:
+        with database.transaction() as connection:
+            connection.execute(database.query("UPDATE {schema}.leases SET pid = pid + 1"))
+        wait_until(lambda: not lease.held)
+        wait_until(lambda: lease.held)  # it was nobody

@@ -201,6 +201,23 @@ def test_a_swallowed_notification_is_late_and_not_lost(
     wait_until(reader.changed)
 
 
+def test_a_notification_of_somebody_else_does_not_end_the_listening(
+    make: Make, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may connect may notify on any channel, whatever text."""
+    monkeypatch.setattr("statestore.backends.listening._LOOK_EVERY_SECONDS", 3600.0)
+    writer = saved(make(), 1)
+    reader = make()
+    reader.load()
+    ears = reader._ears.listener(reader._new_listener)
+    wait_until(lambda: ears.heard() is not None)
+    for text in ("", "rubbish", "7", "-1 x", "\u0663 x"):
+        with database.transaction() as connection:
+            connection.execute("SELECT pg_notify(%s, %s)", [reader._channel, text])
+    saved(writer, 2)
+    wait_until(lambda: (heard := ears.heard()) is not None and heard[0] == writer._seen.pointer)  # type: ignore[union-attr]
+
+
 def test_missing_tables_name_the_command(make: Make, schema_name: str) -> None:
     store = make(schema=f"{schema_name}_none")
     for act in (store.load, store.versions, lambda: store.save({"n": 1})):

@@ -211,7 +211,7 @@ def test_an_edit_is_saved(
     assert store.load()["trades_today"] == 42
 
 
-def test_sealing_says_what_works(store: PostgresStore, statestore: Run, halted: None) -> None:
+def test_sealing_says_what_works(store: PostgresStore, statestore: Run) -> None:
     ran = statestore("seal")
     assert ran.code == 2
     assert "statestore edit" in ran.error
@@ -273,6 +273,28 @@ def test_a_server_that_is_away_is_exit_10(
     assert (tmp_path / "data" / "KILL_SWITCH").exists()
 
 
+def test_a_doctor_names_the_database_once_and_what_to_type(
+    statestore: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.chdir(tmp_path)
+    proxy = Proxy(1)
+    proxy.close()
+    url = f"postgresql://bot:hunter2@127.0.0.1:{proxy.port}/postgres"
+    ran = statestore("doctor", "--offline", "--format", "json", "--state", url)
+    assert ran.code == 10
+    failures = [line for line in ran.json["checks"] if line["level"] == "failure"]
+    assert [line["check"] for line in failures] == ["state", "kill-switch"]
+    assert {line["remedy"] for line in failures} == {"statestore db status"}
+    ran = statestore("edit", "--state", url)
+    assert (ran.code, "cannot be looked at (`statestore doctor`" in ran.error) == (6, True)
+
+
+def test_orders_are_found_by_the_url_of_the_state(store: PostgresStore, statestore: Run) -> None:
+    ran = statestore("orders", "list")
+    assert (ran.code, ran.json["positions"]) == (0, []), ran.err
+
+
 def test_db_commands_need_a_database(statestore: Run, tmp_path: Path) -> None:
     for words in (("init",), ("status",), ("upgrade",), ("reconcile",)):
         ran = statestore("db", *words, "--state", tmp_path / "state.json")
@@ -301,6 +323,12 @@ def test_a_fork_is_for_an_operator_to_decide(
     ran = statestore("show", "--state", with_file)
     assert ran.code == 9
     assert "statestore db reconcile" in ran.error
+    # What the message says to type shows both, though nobody can say which is the state.
+    look = re.search(r"look at both \(`statestore (diff .*?)`\)", ran.error)
+    assert look is not None, ran.error
+    looked = statestore(*shlex.split(look[1]), "--state", with_file)
+    assert looked.code == 0, looked.err
+    assert "section trades_today changed" in looked.err
     assert statestore("db", "reconcile", "--state", with_file).code == 9
     ran = statestore("db", "reconcile", "--state", with_file, "--take", "file")
     assert ran.code == 6

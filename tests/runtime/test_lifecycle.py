@@ -311,6 +311,13 @@ def test_what_was_handed_out_is_not_again_before_patience_is_over():
     assert due([handed], now=NOW + MINUTE) == [("sl", 1)]
 
 
+def test_a_clock_that_was_ahead_does_not_keep_a_stop_from_being_acted_on():
+    handed = order(triggered_at=NOW + 60 * MINUTE)
+
+    assert due([handed]) == [("sl", 1)]
+    assert due([handed], now=NOW + 59.5 * MINUTE) == []
+
+
 def test_of_one_group_only_one_is_under_way():
     tp = order("tp", "take_profit", price=D(70))
 
