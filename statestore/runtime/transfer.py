@@ -85,9 +85,14 @@ def contents_of(state: State, place: Place) -> Contents:
             POSITIONS,
         )
     rest = {name: value for name, value in state.items() if name != POSITIONS}
+    return Contents(str(place), entries or {}, rest, source_of(state))
+
+
+def source_of(state: State) -> dict[str, Any]:
+    """Return what an envelope says of the state it is from."""
+    place = state.meta.state_path
     backend = "file" if isinstance(place, Path) else place.partition(":")[0]
-    source = {"backend": backend, "revision": state.meta.revision, "sha256": state.meta.sha256}
-    return Contents(str(place), entries or {}, rest, source)
+    return {"backend": backend, "revision": state.meta.revision, "sha256": state.meta.sha256}
 
 
 # Export
@@ -161,8 +166,7 @@ def export_positions(
 
 def export_state(state: State) -> Envelope:
     """Return an export of everything a state holds."""
-    source = {"backend": "file", "revision": state.meta.revision, "sha256": state.meta.sha256}
-    return Envelope(kind="state", sections=dict(state), source=source)
+    return Envelope(kind="state", sections=dict(state), source=source_of(state))
 
 
 def default_name(envelope: Envelope, form: str) -> str:
