@@ -15,6 +15,7 @@ from statestore.cli.exits import EPILOG, UNPROVEN, code_for
 from statestore.cli.options import FILE, state_option
 from statestore.cli.output import note, print_json
 from statestore.cli.sources import set_up_logging, talk_options
+from statestore.cli.transfers import database_of
 from statestore.config import Settings, load_settings, places
 from statestore.errors import ConfigError, RecordedFileError, StateCorrupt, StateStoreError
 from statestore.model import Balances
@@ -89,8 +90,11 @@ def command(
     # The configured host is that of the configured source.
     url = bars_url or (settings.bars_url if bars_source is None else None)
     source = None if name == "none" else candle_source(name, url)
+    store = StateStore(where.state, backup_dir=where.backup_dir)
+    database = database_of(store)
     system = BootstrapSystem(
-        StateStore(where.state, backup_dir=where.backup_dir),
+        store,
+        tables=() if database is None else (database,),
         bars=BarCollector(BarStore(kept), source),
         balances=_wallet(settings, key_file, base_url, balances),
         expected=None if compare is None else _noted(compare),
