@@ -21,6 +21,7 @@ from statestore.cli.options import (
     dry_run_option,
     kill_switch_option,
     refuse_target,
+    require_room,
     state_option,
     yes_option,
 )
@@ -215,6 +216,12 @@ def _export(
     rows = export_tokens(positions_of(state, store), status)
     path = output or Path(_default_name(status))
     refuse_target("--output", path, (*where.files, where.ledger))
+    require_room("--output", path)
+    if not rows and path.exists():
+        raise UsageError(
+            f"{path} is there already, and nothing would come in its place: {store.path} holds no "
+            "token that was asked for; name another file with --output, or delete this one"
+        )
     if not dry_run:
         found = envelope.Envelope(
             kind="tokens", rows=rows, filters={"status": status}, source=source_of(state)

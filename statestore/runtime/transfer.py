@@ -25,7 +25,7 @@ from typing import Any
 
 from statestore import times
 from statestore.amounts import json_type
-from statestore.disk.codec import META
+from statestore.disk.codec import META, encode
 from statestore.disk.contract import BeforeCommit, State, StateMeta, StateStore
 from statestore.disk.history import same_value
 from statestore.errors import ImportRefused, Place, StateInvalid, UsageError
@@ -359,6 +359,16 @@ def save_import(
     """Save what `plan` makes of the state it was made for; raises as `import_positions`."""
     after = State(plan.sections_of(state), state.meta)
     return store.save(after, reason="import", before_commit=before_commit)
+
+
+def rehearse_import(store: StateStore, state: State, plan: Import) -> None:
+    """Encode what `save_import` would save, for a dry run to say what that would say.
+
+    Raises:
+        StateInvalid: a value cannot be saved; names its field.
+    """
+    if not plan.conflicts:
+        encode(plan.sections_of(state), store.path)
 
 
 class _There:

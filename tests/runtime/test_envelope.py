@@ -209,8 +209,10 @@ def test_a_key_twice_in_one_object_is_refused_and_the_place_named(path):
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        ("", StateCorrupt, "not JSON"),
+        ("", StateCorrupt, "empty, and JSON is expected; take another copy"),
         ("[]", StateInvalid, "is a list"),
+        ('{"count": %s}' % ("9" * 5_000), StateCorrupt, r"99999\.\.\. has 5000 digits"),
+        ('{"a": 1}\n{x}', StateCorrupt, r"Extra data \(line 2, column 1\)"),
         ('{"format": "statestore-export/1"', StateCorrupt, "not JSON"),
         ('{"format": "tar/1"}', StateInvalid, "format is 'tar/1'"),
         ('{"format": "statestore-export/1", "kind": "cats"}', StateInvalid, "kind is 'cats'"),
