@@ -354,14 +354,21 @@ class BootstrapSystem:
         if away is not None and state.meta.recovered_from is None:
             raise away  # and no file stands in for it
         there = bool(state) or bool(state.meta.revision)
-        if self._bars is not None:
-            self._bars.store.check()
+        aside = None if self._bars is None else self._bars.store.check()
         counts = {"revision": state.meta.revision, "missing_tables": 0}
+        lost = []
         if state.meta.recovered_from is not None:
-            detail = f"the state was read from {state.meta.recovered_from}"
-            detail = f"{detail}: {state.meta.recovered_why}"
+            lost.append(
+                f"the state was read from {state.meta.recovered_from}: {state.meta.recovered_why}"
+            )
+        if aside is not None:
+            lost.append(
+                f"the bar store was damaged, and moved to {aside}: what can be fetched is fetched "
+                "again, what the bot collected itself is in there"
+            )
+        if lost:
             met = () if away is None else (away,)
-            return StepResult("storage", "partial", detail, counts, errors=met)
+            return StepResult("storage", "partial", "; ".join(lost), counts, errors=met)
         detail = f"revision {state.meta.revision} reads" if there else "no state yet: a first start"
         return StepResult("storage", "ok", detail, counts)
 

@@ -262,6 +262,17 @@ def test_a_database_that_is_away_fails_the_storage_unless_a_file_stands_in(
     assert "was read from" in report.step("storage").detail
 
 
+def test_a_bar_store_that_was_damaged_is_told_and_where_it_is_now(system, bar_store, state_store):
+    state_store.save({"cash": 1})
+    bar_store.path.write_bytes(b"SQLite format 3\0" + b"damaged" * 500)
+
+    storage = system().bootstrap_all().step("storage")
+    (aside,) = bar_store.path.parent.glob("bars.sqlite3.corrupt-*")
+    assert storage.status == "partial"
+    assert f"the bar store was damaged, and moved to {aside}" in storage.detail
+    assert system().bootstrap_all().step("storage").status == "ok"
+
+
 def test_steps_can_be_added_replaced_and_taken_out(system):
     mine = StepResult("mine", "ok", "done")
     report = system(steps={"mine": lambda _force: mine, "bars": None}).bootstrap_all()
