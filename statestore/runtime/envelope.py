@@ -568,4 +568,6 @@ def _bytes(path: Path) -> bytes:
     except (durable.NotAFile, durable.TooLarge) as error:
         raise StateCorrupt(path, f"{path} {error}") from error
     except OSError as error:
-        raise StateError(path, f"cannot read {path}: {error.strerror}") from error
+        raise StateError(
+            path, f"cannot read {path}: {error.strerror}; it has to be readable"
+        ) from error

@@ -271,7 +271,7 @@ class Import:
         more = f" and {len(self.conflicts) - 5} more" if len(self.conflicts) > 5 else ""
         raise ImportRefused(
             f"{len(self.conflicts)} conflict(s), so nothing was imported: {shown}{more}. Keep what "
-            "is there with --skip-existing, or remove it first"
+            "is there with --skip-existing, or remove it first; --verify says if it is the same"
         )
 
 

@@ -165,6 +165,7 @@ def test_what_is_there_already_is_refused(
 
     assert refused.code == 3
     assert "2 conflict(s), so nothing was imported: positions.ETH-USD is there" in refused.error
+    assert "--verify says if it is the same" in refused.error  # an import that was cut off
     assert refused.out == ""
     assert skipped.code == 0
     assert (skipped.json["imported"], skipped.json["skipped"]) == (0, 2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -472,3 +474,17 @@ def test_the_three_legacy_shapes_are_read(path):
         "portfolio": {"total_value": 7},
         "legacy": {"system_status": {"ok": True}},
     }
+
+
+def test_a_file_that_may_not_be_read_says_so_and_what_to_do(path, monkeypatch):
+    envelope.write(path, EXPORT)
+    opened = os.open
+
+    def refused(name, *rest, **more):
+        if os.fspath(name) == os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return opened(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(StateError, match=r"Permission denied; it has to be readable"):
+        envelope.read(path)
