@@ -53,6 +53,7 @@ _NOT_LET_IN = re.compile(
 _inherited: list[object] = []
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _MIGRATIONS_LOCK = 0x5374_6174_6553_746F  # "StateSto"; of a whole database, for a moment
 
@@ -65,6 +66,11 @@ class Migration:
     name: str
     sha256: str
     text: str
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables it makes."""
+        return tuple(_TABLE.findall(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +291,45 @@ class Database:
             done.append(applied)
         return tuple(done)
 
+    @property
+    def name(self) -> str:
+        """What a report of missing tables calls it: its address."""
+        return self.address
+
     def require_schema(self) -> None:
         """Raise `SchemaOutdated` unless the schema is the one this version works on."""
-        status = self.status()
+        with self.transaction() as connection:
+            status, gone = self._status(connection), self._missing(connection)
         if status.pending:
             raise SchemaOutdated(
                 f"{self.address} is at schema version {status.version}, and this statestore needs "
                 f"{status.pending[-1].number}: run `statestore db upgrade`"
                 + ("" if status.applied else " (or `statestore db init`)")
             )
+        if gone:
+            raise SchemaOutdated(
+                f"{self.address} was made in full, and lacks {', '.join(gone)}: somebody dropped "
+                "them, and `statestore db init` makes nothing twice; restore the database, or, to "
+                f'begin anew, DROP SCHEMA "{self.schema}" CASCADE and run `statestore db init`'
+            )
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the tables this version needs that are not there, by name. Reads only.
+
+        Raises:
+            SchemaOutdated, BackendError: as in `status`.
+        """
+        with self.transaction() as connection:
+            self._status(connection)
+            return self._missing(connection)
+
+    def _missing(self, connection: psycopg.Connection[tuple[Any, ...]]) -> tuple[str, ...]:
+        made = ("migrations", *(name for file in migrations() for name in file.tables))
+        rows = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s", [self.schema]
+        ).fetchall()
+        there = {name for (name,) in rows}
+        return tuple(name for name in made if name not in there)
 
     def _apply_next(self) -> Migration | None:
         from psycopg import sql

@@ -145,6 +145,18 @@ class PositionTables:
                 self.orders(connection, exchange=exchange, held_only=held_only),
             )
 
+    def counted(self) -> dict[str, int]:
+        """Return how many positions and orders there are, final ones as well."""
+        with self.transaction(snapshot=True) as connection:
+            counts = connection.execute(
+                self._query(
+                    "SELECT (SELECT count(*) FROM {schema}.positions), "
+                    "(SELECT count(*) FROM {schema}.orders)"
+                )
+            ).fetchone()
+        assert counts is not None
+        return dict(zip(("positions", "orders"), counts, strict=True))
+
     def lock_all(self, connection: Connection) -> None:
         """Keep every other writer of positions out before the end of the transaction.
 

@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from statestore.amounts import ZERO, json_type, parse_amount
+from statestore.amounts import ZERO, parse_amount
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
 from statestore.cli.options import FILE, state_option
 from statestore.cli.output import note, print_json
 from statestore.cli.sources import set_up_logging, talk_options
+from statestore.cli.transfers import database_of
 from statestore.config import Settings, load_settings, places
-from statestore.errors import ConfigError, RecordedFileError, StateCorrupt, StateStoreError
+from statestore.errors import ConfigError, StateCorrupt, StateInvalid, StateStoreError
 from statestore.model import Balances
 
 if TYPE_CHECKING:
@@ -89,8 +90,11 @@ def command(
     # The configured host is that of the configured source.
     url = bars_url or (settings.bars_url if bars_source is None else None)
     source = None if name == "none" else candle_source(name, url)
+    store = StateStore(where.state, backup_dir=where.backup_dir)
+    database = database_of(store)
     system = BootstrapSystem(
-        StateStore(where.state, backup_dir=where.backup_dir),
+        store,
+        tables=() if database is None else (database,),
         bars=BarCollector(BarStore(kept), source),
         balances=_wallet(settings, key_file, base_url, balances),
         expected=None if compare is None else _noted(compare),
@@ -130,25 +134,37 @@ def _noted(path: Path) -> Mapping[str, Decimal] | None:
     """Return the balances of an export, None where it holds none.
 
     Raises:
-        RecordedFileError: it cannot be read, or is no export.
+        StateError: it cannot be read, is no export, or not as it was exported.
     """
-    from statestore.fills.normalise import decode_json
+    from statestore.runtime import envelope
+
+    found = _bare(path)
+    if found is None:
+        found = envelope.read(path).balances
+    if found is None:
+        note(f"{path} notes no balances, so there is nothing to compare with.")
+        return None
+    noted = {}
+    for currency, held in found.items():
+        try:
+            noted[currency] = _total(held)
+        except ValueError as error:
+            raise StateInvalid(
+                path, f"{path}: balances.{currency}: {error}; there is nothing to compare with"
+            ) from error
+    return noted
+
+
+def _bare(path: Path) -> Mapping[str, Any] | None:
+    """Return the balances of an object that has them and is no export of ours."""
+    from statestore.disk import strict
 
     try:
-        document = decode_json(path.read_bytes())
-        if not isinstance(document, dict) or not {"format", "balances"} & document.keys():
-            raise ValueError('it has neither "format" nor "balances"')
-        found = document.get("balances")
-        if found is None:
-            note(f"{path} notes no balances, so there is nothing to compare with.")
-            return None
-        if not isinstance(found, dict):
-            raise ValueError(f"balances is {json_type(found)}, expected an object")
-        return {currency: _total(held) for currency, held in found.items()}
-    except OSError as error:
-        raise RecordedFileError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordedFileError(f"{path} is no export: {error}") from error
+        document = strict.parse(path.read_bytes())
+    except (OSError, strict.NotStrict):
+        return None  # what it is then is said by who reads exports
+    found = document.get("balances") if isinstance(document, dict) else None
+    return found if isinstance(found, dict) and "format" not in document else None
 
 
 def _total(held: object) -> Decimal:

@@ -69,6 +69,7 @@ def status(state: Path | StateUrl | None) -> int:
             f"{store.path}: {len(pending)} step(s) are pending ({', '.join(pending)}); run "
             f"`statestore db {'upgrade' if schema.applied else 'init'}`"
         )
+    store.database.require_schema()
     server = store.server()
     for warning in server["warnings"]:
         note(f"Warning: {warning}")
@@ -129,6 +130,7 @@ def reconcile(
 def _upgrade(state: Path | StateUrl | None, action: str) -> None:
     store = _store(state)
     applied = [migration.name for migration in store.database.upgrade()]
+    store.database.require_schema()  # what was dropped by hand is not made again
     schema = store.database.status()
     what = f"applied {', '.join(applied)}" if applied else "nothing to do"
     note(f"{store.path}: {what}; schema {schema.schema} is at version {schema.version}.")

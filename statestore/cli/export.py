@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from statestore.cli.exits import EPILOG, entry
-from statestore.cli.options import FILE, refuse_target, state_option
+from statestore.cli.options import FILE, refuse_target, require_room, state_option
 from statestore.cli.output import note, print_json
 from statestore.cli.transfers import db_options, opened, refuse_lone
 from statestore.config import Places, load_settings, places
@@ -72,6 +72,7 @@ def command(
     refuse_lone(db, schema=schema)
     where = places(load_settings(), state=state)
     refuse_target("--output", output, where.files)
+    require_room("--output", output)
     if kind == "state" and (status or timeframe or sections or include_regime or db):
         raise UsageError("--kind state is all of a state file; it takes no filter, section or --db")
     from statestore.runtime import envelope
@@ -95,6 +96,12 @@ def command(
         )
     made = exported.envelope
     path = output or Path(default_name(made, form))
+    if not made.count and path.exists():
+        raise UsageError(
+            f"{path} is there already, and nothing would come in its place: {origin} holds no "
+            f"{'section' if kind == 'state' else 'position'} that was asked for; name another file "
+            "with --output, or delete this one"
+        )
     try:
         digits = envelope.write(path, made, form, new=output is None)
     except FileExistsError as error:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from statestore.runtime.transfer import Conflict, Contents, Import
 
 _SHOWN = 20
+_WIDTH = 200  # of a line for people
 
 
 @click.command("import_positions", epilog=EPILOG)
@@ -104,7 +105,13 @@ def command(
                 yes=yes,
             )
     from statestore.disk.store import StateStore
-    from statestore.runtime.transfer import NOTHING, contents_of, plan_import, save_import
+    from statestore.runtime.transfer import (
+        NOTHING,
+        contents_of,
+        plan_import,
+        rehearse_import,
+        save_import,
+    )
 
     store = StateStore(where.state, backup_dir=where.backup_dir)
     found = store.load(numbers="decimal", missing_ok=not verify)
@@ -117,6 +124,7 @@ def command(
     report = _report(file, read, plan)
     _show(plan)
     if dry_run:
+        rehearse_import(store, found, plan)
         _preview(plan, report | {"path": str(store.path), "revision": found.meta.revision})
         return 0
     plan.refuse()
@@ -216,16 +224,24 @@ def _as_json(conflicts: Iterable[Conflict]) -> list[dict[str, str]]:
 
 def _show(plan: Import) -> None:
     """Print for people what comes in: the JSON on stdout has all of it."""
-    from statestore.runtime.sections import describe
+    from statestore.runtime.sections import describe, quantity
+    from statestore.runtime.tokens import units_of
 
     for key, position in list(plan.positions.items())[:_SHOWN]:
-        tell(f"  + {key}  {describe(position)}", err=True, fg="green")
+        tell(f"  + {key:.80}  {describe(position)}"[:_WIDTH], err=True, fg="green")
     if len(plan.positions) > _SHOWN:
         note(f"  + {len(plan.positions) - _SHOWN} more")
     for conflict in plan.conflicts[:_SHOWN]:
         tell(f"  ! {conflict.where}.{conflict.key} {conflict.why}", err=True, fg="red")
     if len(plan.conflicts) > _SHOWN:
         note(f"  ! {len(plan.conflicts) - _SHOWN} more")
+    unreadable = tuple(
+        key
+        for key, position in plan.positions.items()
+        if quantity(position) is not None and units_of(position) is None
+    )
+    if unreadable:
+        note(f"Warning: how much is held is no number: {_some(unreadable)}; mend the file first.")
     for name, count in plan.counts.items():
         note(f"  section {name}: {_counted(count)}")
     skipped = f", {len(plan.skipped)} there already" if plan.skipped else ""
@@ -266,7 +282,7 @@ def _verify(file: Path, read: Envelope, held: Contents) -> int:
 
 def _some(keys: tuple[str, ...]) -> str:
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more
+    return ", ".join(key[:80] for key in keys[:_SHOWN]) + more
 
 
 main = entry(command)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from statestore.cli.exits import EPILOG, code_for
 from statestore.cli.options import backup_dir_option, kill_switch_option, state_option
 from statestore.cli.output import note, print_json
+from statestore.cli.transfers import database_of
 from statestore.config import (
     load_settings,
     load_trading_state_settings,
@@ -19,8 +20,11 @@ from statestore.config import (
     settings_file,
 )
 from statestore.disk.store import StateStore
-from statestore.errors import StateCorrupt
+from statestore.errors import BackendError
 from statestore.runtime.inventory import Installation, Listed, at_stake, read_state, take_inventory
+
+if TYPE_CHECKING:
+    from statestore.backends.database import Database
 
 
 @click.command("inventory", epilog=EPILOG)
@@ -31,13 +35,16 @@ def command(state: Path | None, backup_dir: Path | None, kill_switch: Path | Non
     """List what this installation consists of: what is critical, and what can be regenerated.
 
     For each: whether it is there, what losing it would mean, what to do before a wipe, and how long
-    it takes to come back. Reads only, and asks no exchange and no database. Exit 8 when the state
-    does not read: what is in it is unknown then, and listed as such.
+    it takes to come back. Reads only, and asks no exchange, and no database but that of the state.
+    Exit 8 when the state does not read (10 when its database does not answer): what is in it is
+    unknown then, and listed as such.
     """
     where = places(load_settings(), state=state, kill_switch=kill_switch, backup_dir=backup_dir)
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    database = load_trading_state_settings().db_type
-    sections, why = read_state(lambda: store.load(numbers="decimal", missing_ok=False))
+    configured = load_trading_state_settings().db_type
+    sections, error = read_state(lambda: store.load(numbers="decimal", missing_ok=False))
+    why = "" if error is None else str(error)
+    database = database_of(store)
     at = Installation(
         path=store.path,
         state=sections,
@@ -45,12 +52,13 @@ def command(state: Path | None, backup_dir: Path | None, kill_switch: Path | Non
         why=why,
         backups=store.backups,
         audit_file=where.audit_file,
-        kill_switch=where.kill_switch,
+        kill_switch=store.kill_switch(where.kill_switch),
         ledger=where.ledger,
         bars=where.bars,
         signals_dir=where.signals_dir,
         settings=settings_file(),
-        database=None if database == "file" else database,
+        database="postgres" if database else None if configured == "file" else configured,
+        rows=None if database is None else _rows(database),
     )
     if store.recovered_from is not None:
         note(f"{store.path} does not read; what follows is of {store.recovered_from}")
@@ -69,7 +77,16 @@ def command(state: Path | None, backup_dir: Path | None, kill_switch: Path | Non
             "items": [_told(line) for line in listed],
         }
     )
-    return code_for(StateCorrupt) if why else 0
+    return 0 if error is None else code_for(type(error))
+
+
+def _rows(database: Database) -> Mapping[str, int] | None:
+    from statestore.backends.positions import PositionTables
+
+    try:
+        return PositionTables(database).counted()
+    except BackendError:
+        return None  # why is said of the state
 
 
 def _told(line: Listed) -> dict[str, Any]:

@@ -133,6 +133,16 @@ def refuse_target(option: str, target: Path | None, precious: Iterable[Path | No
         raise UsageError(f"{option} {target} would overwrite it; name another file")
 
 
+def require_room(option: str, target: Path | None) -> None:
+    """Raise `UsageError` where a file cannot be made: it is a folder, or its folder is missing."""
+    if target is not None and target.is_dir():
+        raise UsageError(f"{option} {target} is a folder; name a file in it")
+    if target is not None and not target.parent.is_dir():
+        raise UsageError(
+            f"{option} {target}: there is no folder {target.parent}; make it, or mount its disk"
+        )
+
+
 def once(pairs: Sequence[tuple[str, Decimal]], option: str) -> dict[str, Decimal]:
     """Return the pairs as a mapping; an asset named twice is a mistake worth stopping for."""
     result = dict(pairs)

@@ -21,6 +21,7 @@ from statestore.cli.options import (
     dry_run_option,
     kill_switch_option,
     refuse_target,
+    require_room,
     state_option,
     yes_option,
 )
@@ -32,7 +33,6 @@ from statestore.cli.processors import (
     summary,
 )
 from statestore.config import Places, Settings, load_settings, places
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import State, StateMeta, StateStore
 from statestore.errors import StateInvalid, UsageError
 from statestore.repair.rebuild import halted
@@ -49,6 +49,7 @@ from statestore.runtime.reinsert import (
 )
 from statestore.runtime.signals import Inbox
 from statestore.runtime.tokens import statuses
+from statestore.runtime.transfer import source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +216,15 @@ def _export(
     rows = export_tokens(positions_of(state, store), status)
     path = output or Path(_default_name(status))
     refuse_target("--output", path, (*where.files, where.ledger))
+    require_room("--output", path)
+    if not rows and path.exists():
+        raise UsageError(
+            f"{path} is there already, and nothing would come in its place: {store.path} holds no "
+            "token that was asked for; name another file with --output, or delete this one"
+        )
     if not dry_run:
-        meta = state.meta
-        source = {"backend": "file", "revision": meta.revision, "sha256": meta.sha256}
         found = envelope.Envelope(
-            kind="tokens", rows=rows, filters={"status": status}, source=source
+            kind="tokens", rows=rows, filters={"status": status}, source=source_of(state)
         )
         envelope.write(path, found, new=output is None)
     note(f"{len(rows)} tokens of {store.path} {'would be ' if dry_run else ''}written to {path}.")
@@ -260,7 +265,7 @@ def _carry_out(task: _Task, processor: Processor | None, *, allow_live: bool, ye
         return report
 
     if removed:  # said again by whoever writes; here so that a refusal leaves no trace
-        halted(KillSwitch(task.where.kill_switch), allow_live=allow_live)()
+        halted(store.kill_switch(task.where.kill_switch), allow_live=allow_live)()
     with ExitStack() as stack:
         if not allow_live and (removed or processor is not None):
             stack.enter_context(store.lease())

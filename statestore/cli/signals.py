@@ -64,8 +64,7 @@ def list_(place: Place | None, state: Path | None, signals_dir: Path | None) -> 
             waits = obstacle(signal, positions) if name == "pending" else None
             rows.append({**_described(inbox, name, signal), "waits": waits})
             note(f"  {name:8} {signal.symbol:12} {signal.id}  {waits or rows[-1]['why'] or ''}")
-    for bad in damaged:
-        note(bad.why)
+    _tell_damaged(damaged)
     print_json(
         {
             "inbox": str(inbox.folder),
@@ -95,8 +94,7 @@ def process(
     chosen = load_processor(processor)
     store = StateStore(where.state, backup_dir=where.backup_dir)
     damaged = inbox.signals("pending")[1]
-    for bad in damaged:
-        note(bad.why)
+    _tell_damaged(damaged)
     with nullcontext() if allow_live else store.lease():
         report, code = process_pending(inbox, chosen, store)
     print_json(
@@ -141,6 +139,13 @@ def retry(
             "signals": [_described(inbox, "pending", signal) for signal in moved],
         }
     )
+
+
+def _tell_damaged(damaged: list[Damaged]) -> None:
+    for bad in damaged:
+        note(bad.why)
+    if damaged:
+        note("What is no signal is left alone: mend it, or move it out of the inbox.")
 
 
 def _described(inbox: Inbox, place: Place, signal: Signal) -> dict[str, Any]:

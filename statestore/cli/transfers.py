@@ -15,7 +15,9 @@ from statestore.config import Places, operator
 from statestore.errors import AuditBroken, BackendUnavailable, StateError, UsageError
 
 if TYPE_CHECKING:
+    from statestore.backends.database import Database
     from statestore.backends.positions import PositionTables
+    from statestore.disk.store import StateStore
     from statestore.runtime.envelope import Envelope
     from statestore.runtime.transfer import Import
 
@@ -60,6 +62,15 @@ def opened(db: str, schema: str | None, *, state: Path | None) -> Iterator[Posit
         database.close()
 
 
+def database_of(store: StateStore) -> Database | None:
+    """Return the database that a state is in; None where it is in a file, or elsewhere."""
+    if isinstance(store.path, Path):
+        return None
+    from statestore.backends.postgres import PostgresStore
+
+    return store.database if isinstance(store, PostgresStore) else None
+
+
 def import_halted(
     tables: PositionTables,
     read: Envelope,
@@ -76,11 +87,13 @@ def import_halted(
         AuditBroken: it is imported, but the audit line could not be written.
     """
     from statestore.disk.audit import AuditLog
-    from statestore.disk.killswitch import KillSwitch
+    from statestore.disk.store import StateStore
     from statestore.repair.rebuild import halted
     from statestore.runtime.tables import import_tables
 
-    check = halted(KillSwitch(where.kill_switch), allow_live=allow_live)
+    # The bot's: where its state is in a database, that halts it as well as the file does.
+    store = StateStore(where.state, backup_dir=where.backup_dir)
+    check = halted(store.kill_switch(where.kill_switch), allow_live=allow_live)
     check()
     try:
         plan = import_tables(tables, read, before_commit=check, **asked)

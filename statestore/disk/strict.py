@@ -14,6 +14,8 @@ from typing import Any
 
 from statestore.disk.codec import MAX_DEPTH
 
+_MAX_DIGITS = 4_000  # of a whole number; Python reads a few more, and no bot has that many
+
 
 class NotStrict(ValueError):
     """The text is no JSON that can be trusted; the message says why and where."""
@@ -29,8 +31,8 @@ def parse(data: bytes | str) -> Any:
     """Return the value of a JSON text: whole numbers as `int`, all others as exact `Decimal`.
 
     Raises:
-        NotStrict: not UTF-8, not JSON, a key twice in one object, NaN, a number beyond the range of
-            a float, or more than `MAX_DEPTH` levels.
+        NotStrict: not UTF-8, empty, not JSON, a key twice in one object, NaN, a number beyond the
+            range of a float or of thousands of digits, or more than `MAX_DEPTH` levels.
     """
     twice: list[_Twice] = []
 
@@ -44,8 +46,14 @@ def parse(data: bytes | str) -> Any:
 
     try:
         text = data if isinstance(data, str) else data.decode()
+        if not text.strip():
+            raise NotStrict("empty, and JSON is expected")
         value = json.loads(
-            text, parse_float=number, parse_constant=_refuse, object_pairs_hook=pairs
+            text,
+            parse_float=number,
+            parse_int=_whole,
+            parse_constant=_refuse,
+            object_pairs_hook=pairs,
         )
     except UnicodeDecodeError as error:
         raise NotStrict(f"not UTF-8 at byte {error.start}") from None
@@ -53,8 +61,9 @@ def parse(data: bytes | str) -> Any:
         raise NotStrict(f"nested deeper than {MAX_DEPTH} levels") from None
     except NotStrict:
         raise
-    except ValueError as error:
-        raise NotStrict(f"not JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in error.doc else ""
+        raise NotStrict(f"not JSON: {error.msg} ({line}column {error.colno})") from None
     where = _first(value, twice)
     if where is not None:
         raise NotStrict(where)
@@ -107,6 +116,12 @@ def _inside(path: str, item: Any) -> Iterator[tuple[str, Any]]:
     for step, child in children:
         if isinstance(child, (dict, list)):
             yield f"{path}.{step}" if path else str(step), child
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise NotStrict(f"the number {text:.20}... has {len(text)} digits, which no bot could read")
+    return int(text)
 
 
 def _refuse(name: str) -> None:

@@ -107,6 +107,7 @@ class BarStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._checked = False
+        self._aside: Path | None = None  # where a damaged one was moved last
 
     def bars(self, symbol: str, tf: str) -> list[Bar]:
         """Return what is kept, oldest first."""
@@ -206,10 +207,12 @@ class BarStore:
 
         return self._write(write)
 
-    def check(self) -> None:
-        """Look the whole file through, now."""
+    def check(self) -> Path | None:
+        """Look the whole file through, now; return where it was moved to if it was damaged."""
         self._checked = False
+        self._aside = None
         self._run(lambda _store: None)
+        return self._aside
 
     # The file
 
@@ -300,6 +303,7 @@ class BarStore:
                 self.path.with_name(self.path.name + suffix).rename(f"{target}{suffix}")
         with suppress(FileNotFoundError):
             self.path.rename(target)
+        self._aside = target
         logger.warning(
             "bar store was damaged and moved aside; its bars are fetched again",
             extra={"path": str(self.path), "aside": target.name, "why": why},

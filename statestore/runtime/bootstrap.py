@@ -7,7 +7,7 @@
     with TradingSession(store, bootstrap=system) as session: ...  # meanwhile, while it trades
 
 =============  ================================================================================
-storage        the state and the bar store read, further stores have their tables
+storage        the state and the bar store read, databases have their tables
 balances       what the wallet holds, by a `BalanceSource`; what could not be had is unknown
 collection     whether the bars the bot collects itself are fresh, by group
 stream         whatever has to be connected, if anything was given
@@ -42,7 +42,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from statestore.amounts import json_type, text
 from statestore.disk.store import State, StateStore
-from statestore.errors import LeaseHeld, StateInvalid, StateStoreError, UsageError
+from statestore.errors import (
+    BackendUnavailable,
+    LeaseHeld,
+    SchemaOutdated,
+    StateInvalid,
+    StateStoreError,
+    UsageError,
+)
 from statestore.model import Balances
 from statestore.runtime.bars import MIN_BARS, Bar
 from statestore.runtime.collecting import REGIME_TIMEFRAMES, BarCollector, Outcome, age_seconds
@@ -70,7 +77,7 @@ class BalanceSource(Protocol):
 
 
 class Tables(Protocol):
-    """A store beside the state file: what it is called, and which of its tables are missing."""
+    """A database, of the state or beside it: what it is called, and which tables it lacks."""
 
     @property
     def name(self) -> str: ...
@@ -179,7 +186,7 @@ class BootstrapSystem:
             balances: None disables the step.
             expected: balances that were noted before a wipe, to compare with.
             stream: called to connect whatever has to be; None: nothing has.
-            tables: stores beside the state file that have to have their tables.
+            tables: what has to have its tables, as the `Database` of a state in PostgreSQL.
             drivers: symbols that get a row for each of ``timeframes``.
             ta: computes what is stored as ``features.ta`` of a driver's row.
             states: computes what is stored as ``features.states``; its ``state``, if it has one,
@@ -327,26 +334,41 @@ class BootstrapSystem:
         return replace(result, ms=_ms(begun))
 
     def _storage(self, _force: bool) -> StepResult:
-        state = self._onlooker.load()
-        there = bool(state) or bool(state.meta.revision)
         missing: dict[str, list[str]] = {}
+        away: BackendUnavailable | None = None
         for other in self._tables:
-            names = sorted(other.missing())
+            try:
+                names = sorted(other.missing())
+            except BackendUnavailable as error:
+                away = error
+                continue
             if names:
                 missing[other.name] = names
-        if self._bars is not None:
-            self._bars.store.check()
-        counts = {
-            "revision": state.meta.revision,
-            "missing_tables": sum(map(len, missing.values())),
-        }
-        if missing:
+        if missing:  # the state may be in one of them
             named = "; ".join(f"{name}: {', '.join(names)}" for name, names in missing.items())
-            detail = f"tables are missing in {named}"
-            return StepResult("storage", "failed", detail, counts, data={"missing": missing})
+            why = f"tables are missing in {named}; `statestore db init` makes those that are ours"
+            counts = {"missing_tables": sum(map(len, missing.values()))}
+            data, errors = {"missing": missing}, (SchemaOutdated(why),)
+            return StepResult("storage", "failed", why, counts, data=data, errors=errors)
+        state = self._onlooker.load()
+        if away is not None and state.meta.recovered_from is None:
+            raise away  # and no file stands in for it
+        there = bool(state) or bool(state.meta.revision)
+        aside = None if self._bars is None else self._bars.store.check()
+        counts = {"revision": state.meta.revision, "missing_tables": 0}
+        lost = []
         if state.meta.recovered_from is not None:
-            detail = f"the state was read from {state.meta.recovered_from}"
-            return StepResult("storage", "partial", f"{detail}: {state.meta.recovered_why}", counts)
+            lost.append(
+                f"the state was read from {state.meta.recovered_from}: {state.meta.recovered_why}"
+            )
+        if aside is not None:
+            lost.append(
+                f"the bar store was damaged, and moved to {aside}: what can be fetched is fetched "
+                "again, what the bot collected itself is in there"
+            )
+        if lost:
+            met = () if away is None else (away,)
+            return StepResult("storage", "partial", "; ".join(lost), counts, errors=met)
         detail = f"revision {state.meta.revision} reads" if there else "no state yet: a first start"
         return StepResult("storage", "ok", detail, counts)
 

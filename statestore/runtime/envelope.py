@@ -554,7 +554,10 @@ def _strict(path: Path, data: bytes | str, where: str = "") -> Any:
     try:
         return strict.parse(data)
     except strict.NotStrict as error:
-        raise StateCorrupt(path, f"{path}{where and f' {where}'}: {error}") from None
+        raise StateCorrupt(
+            path,
+            f"{path}{where and f' {where}'}: {error}; take another copy of it, or export again",
+        ) from None
 
 
 def _bytes(path: Path) -> bytes:
@@ -565,4 +568,6 @@ def _bytes(path: Path) -> bytes:
     except (durable.NotAFile, durable.TooLarge) as error:
         raise StateCorrupt(path, f"{path} {error}") from error
     except OSError as error:
-        raise StateError(path, f"cannot read {path}: {error.strerror}") from error
+        raise StateError(
+            path, f"cannot read {path}: {error.strerror}; it has to be readable"
+        ) from error

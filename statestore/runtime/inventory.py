@@ -1,9 +1,10 @@
 """What an installation consists of: what is lost if it is wiped, and what makes itself anew.
 
 One table, `ITEMS`, says it all: class, impact, action, time to rebuild; it is what the decision to
-wipe or to recover rests on. Here each line is looked up on disk. Nothing is written, nothing is
-asked of a database or an exchange; what cannot be looked at is unknown (None), never absent. A
-section of the state that the table does not know counts as critical: only its bot knows.
+wipe or to recover rests on. Here each line is looked up on disk, and in the database where the
+state is in one. Nothing is written, nothing is asked of an exchange; what cannot be looked at is
+unknown (None), never absent. A section of the state that the table does not know counts as
+critical: only its bot knows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from statestore import errors
 from statestore.amounts import ZERO
 from statestore.disk.backups import Backups
 from statestore.disk.killswitch import KillSwitch
-from statestore.errors import SignalError, StateError
+from statestore.errors import BackendError, SignalError, StateError
 from statestore.runtime.bootstrap import SECTION as DRIVERS
 from statestore.runtime.signals import PLACES, Inbox, Place
 from statestore.runtime.tokens import units_of
@@ -35,8 +36,10 @@ class Installation:
     Attributes:
         state: its sections; None where it does not read, and then they are unknown.
         revision, why: of the state; why it does not read.
+        kill_switch: that of the state: a file, and what a database has beside it.
         settings: the configuration file; None without one.
         database: ``postgres`` or ``influxdb`` where that is configured; None for the file alone.
+        rows: how many the tables of that database hold, by name; None where it was not asked.
     """
 
     path: errors.Place
@@ -45,12 +48,13 @@ class Installation:
     why: str
     backups: Backups
     audit_file: Path
-    kill_switch: Path
+    kill_switch: KillSwitch
     ledger: Path
     bars: Path
     signals_dir: Path
     settings: Path | None = None
     database: str | None = None
+    rows: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +144,9 @@ def _backups(at: Installation) -> Presence:
 
 
 def _kill_switch(at: Installation) -> Presence:
-    status = KillSwitch(at.kill_switch).status()
+    status = at.kill_switch.status()
     there = {"engaged": True, "released": False}.get(status)
-    return Presence(there, at.kill_switch, note=status)
+    return Presence(there, at.kill_switch.path, note=status)
 
 
 def _signals(at: Installation) -> Presence:
@@ -229,7 +233,10 @@ def _database(kind: str) -> Look:
     def look(at: Installation) -> Presence:
         if at.database != kind:
             return Presence(False, note="not configured")
-        return Presence(None, note="configured, and not asked here")
+        if at.rows is None:
+            return Presence(None, note="configured, and not asked here")
+        said = ", ".join(f"{count} {name}" for name, count in at.rows.items())
+        return Presence(True, count=sum(at.rows.values()), counted="rows", note=said)
 
     return look
 
@@ -357,7 +364,8 @@ ITEMS: tuple[Item, ...] = (
         "postgres", "database", "critical",
         "the tables of the states, positions and orders, where they are in PostgreSQL",
         "HIGH",
-        "statestore export before tables are dropped, statestore import after",
+        "statestore export, and with --db URL what is in the tables positions and orders, before "
+        "they are dropped; statestore import, both ways, after",
         "",
         _database("postgres"),
     ),
@@ -467,9 +475,11 @@ def at_stake(listed: Sequence[Listed]) -> list[str]:
     ]
 
 
-def read_state(load: Callable[[], Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, str]:
+def read_state(
+    load: Callable[[], Mapping[str, Any]],
+) -> tuple[Mapping[str, Any] | None, StateError | BackendError | None]:
     """Return the sections, or None and why they cannot be told."""
     try:
-        return load(), ""
-    except StateError as error:
-        return None, str(error)
+        return load(), None
+    except (StateError, BackendError) as error:
+        return None, error

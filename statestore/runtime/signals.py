@@ -260,7 +260,9 @@ class Inbox:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise SignalError(f"cannot list {folder}: {error.strerror}") from error
+            raise SignalError(
+                f"cannot list {folder}: {error.strerror}; it has to be a readable folder"
+            ) from error
 
     def _read(self, path: Path) -> Signal:
         try:
@@ -269,7 +271,9 @@ class Inbox:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise SignalError(f"cannot read {path}: {error.strerror}") from error
+            raise SignalError(
+                f"cannot read {path}: {error.strerror}; it has to be readable"
+            ) from error
         except (durable.NotAFile, durable.TooLarge) as error:
             raise SignalError(f"{path} {error}") from error
         except ValueError as error:

@@ -25,7 +25,7 @@ from typing import Any
 
 from statestore import times
 from statestore.amounts import json_type
-from statestore.disk.codec import META
+from statestore.disk.codec import META, encode
 from statestore.disk.contract import BeforeCommit, State, StateMeta, StateStore
 from statestore.disk.history import same_value
 from statestore.errors import ImportRefused, Place, StateInvalid, UsageError
@@ -85,9 +85,14 @@ def contents_of(state: State, place: Place) -> Contents:
             POSITIONS,
         )
     rest = {name: value for name, value in state.items() if name != POSITIONS}
+    return Contents(str(place), entries or {}, rest, source_of(state))
+
+
+def source_of(state: State) -> dict[str, Any]:
+    """Return what an envelope says of the state it is from."""
+    place = state.meta.state_path
     backend = "file" if isinstance(place, Path) else place.partition(":")[0]
-    source = {"backend": backend, "revision": state.meta.revision, "sha256": state.meta.sha256}
-    return Contents(str(place), entries or {}, rest, source)
+    return {"backend": backend, "revision": state.meta.revision, "sha256": state.meta.sha256}
 
 
 # Export
@@ -161,8 +166,7 @@ def export_positions(
 
 def export_state(state: State) -> Envelope:
     """Return an export of everything a state holds."""
-    source = {"backend": "file", "revision": state.meta.revision, "sha256": state.meta.sha256}
-    return Envelope(kind="state", sections=dict(state), source=source)
+    return Envelope(kind="state", sections=dict(state), source=source_of(state))
 
 
 def default_name(envelope: Envelope, form: str) -> str:
@@ -267,7 +271,7 @@ class Import:
         more = f" and {len(self.conflicts) - 5} more" if len(self.conflicts) > 5 else ""
         raise ImportRefused(
             f"{len(self.conflicts)} conflict(s), so nothing was imported: {shown}{more}. Keep what "
-            "is there with --skip-existing, or remove it first"
+            "is there with --skip-existing, or remove it first; --verify says if it is the same"
         )
 
 
@@ -355,6 +359,16 @@ def save_import(
     """Save what `plan` makes of the state it was made for; raises as `import_positions`."""
     after = State(plan.sections_of(state), state.meta)
     return store.save(after, reason="import", before_commit=before_commit)
+
+
+def rehearse_import(store: StateStore, state: State, plan: Import) -> None:
+    """Encode what `save_import` would save, for a dry run to say what that would say.
+
+    Raises:
+        StateInvalid: a value cannot be saved; names its field.
+    """
+    if not plan.conflicts:
+        encode(plan.sections_of(state), store.path)
 
 
 class _There:

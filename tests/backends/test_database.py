@@ -216,3 +216,28 @@ def test_what_the_server_refused_is_not_called_away(database: Database) -> None:
     with pytest.raises(SchemaOutdated) as missing, database.transaction() as connection:
         connection.execute(database.query("SELECT 1 FROM {schema}.nothing"))
     assert "LINE 1" not in str(missing.value)
+
+
+def test_a_table_that_was_dropped_is_named_and_nobody_pretends_that_it_is_there(
+    database: Database,
+) -> None:
+    assert database.missing() == ()
+    with database.transaction() as connection:
+        connection.execute(database.query("DROP TABLE {schema}.orders"))
+
+    assert database.missing() == ("orders",)
+    assert database.upgrade() == ()  # its migration was applied, and is not applied twice
+    with pytest.raises(SchemaOutdated, match=r"lacks orders.*DROP SCHEMA"):
+        database.require_schema()
+
+
+def test_before_the_schema_is_made_all_of_its_tables_are_missing(
+    postgres: PostgresServer, schema_name: str
+) -> None:
+    database = Database(postgres.url, schema=schema_name)
+    made = {"states", "revisions", "leases", "kill_switches", "positions", "orders", "migrations"}
+
+    assert made <= set(database.missing())
+    database.upgrade()
+    assert database.missing() == ()
+    database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import jsonschema
@@ -10,6 +11,7 @@ import pytest
 
 from statestore.disk.store import StateStore
 from statestore.formats import schema
+from statestore.runtime import envelope
 from statestore.runtime.bar_store import BarStore
 from statestore.runtime.candles.binance import BinanceCandles
 from statestore.simulated import FORBIDDEN
@@ -141,7 +143,8 @@ def test_without_a_key_nobody_is_asked_for_balances(bootstrap):
 
 def test_balances_are_compared_with_an_export(bootstrap, tmp_path):
     export, now_held = tmp_path / "export.json", tmp_path / "balances.json"
-    export.write_text('{"format": "statestore-export/1", "balances": {"USD": 127.45, "SOL": 3}}')
+    noted = {"USD": Decimal("127.45"), "SOL": 3}
+    envelope.write(export, envelope.Envelope(kind="positions", balances=noted))
     now_held.write_text('{"USD": "127.45", "SOL": "2.5"}')
 
     step = steps(bootstrap("--balances", now_held, "--compare", export))["balances"]
@@ -149,10 +152,26 @@ def test_balances_are_compared_with_an_export(bootstrap, tmp_path):
     assert step["status"] == "partial"
     assert step["differences"] == {"SOL": {"noted": "3", "found": "2.5"}}
 
+    export.write_bytes(export.read_bytes().replace(b"127.45", b"127.46"))
+    ran = bootstrap("--balances", now_held, "--compare", export)
+    assert ran.code == 8
+    assert f"{export} is not as it was exported" in ran.error
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_balances_are_noted_in_every_form_of_export(bootstrap, tmp_path, form):
+    export, now_held = tmp_path / "export", tmp_path / "balances.json"
+    envelope.write(export, envelope.Envelope(kind="positions", balances={"SOL": 3}), form)
+    now_held.write_text('{"SOL": "2.5"}')
+
+    step = steps(bootstrap("--balances", now_held, "--compare", export))["balances"]
+
+    assert step["differences"] == {"SOL": {"noted": "3", "found": "2.5"}}
+
 
 def test_an_export_without_balances_is_nothing_to_compare_with(bootstrap, tmp_path):
     export = tmp_path / "export.json"
-    export.write_text('{"format": "statestore-export/1", "balances": null, "positions": []}')
+    envelope.write(export, envelope.Envelope(kind="positions"))
 
     ran = bootstrap("--compare", export)
 
@@ -172,15 +191,25 @@ def test_accounts_are_compared_by_what_is_owned(bootstrap, tmp_path):
     )
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"balances": {"USD": "much"}}'])
-def test_a_file_that_is_no_export_is_refused(bootstrap, tmp_path, text, klines):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "empty, and JSON is expected"),
+        ("[]", "is a list"),
+        ("{}", "no shape that is known"),
+        ('{"balances": {"USD": "much"}}', "balances.USD: 'much' is not a decimal number"),
+        ('{"balances": {"USD": [1]}}', "balances.USD: "),
+    ],
+)
+def test_a_file_that_is_no_export_is_refused(bootstrap, tmp_path, text, said, klines):
     export = tmp_path / "export.json"
     export.write_text(text)
 
     ran = bootstrap("--compare", export)
 
-    assert (ran.code, ran.out) == (5, "")
-    assert "is no export" in ran.error
+    assert (ran.code, ran.out) == (8, "")
+    assert f"{export}" in ran.error
+    assert said in ran.error
     assert klines.requests == []
 
 

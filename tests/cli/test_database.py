@@ -378,3 +378,45 @@ def test_the_commands_of_the_page_run(
         ran = statestore(*words) if program == "statestore" else run(rebuild_positions, *words)
         # There is one revision when `diff` is shown, and nothing before it.
         assert ran.code == 0 or (words == ["diff"] and ran.code == 8), (words, ran.err)
+
+
+def test_the_inventory_asks_the_database_of_the_state(
+    url: str, statestore: Run, postgres: PostgresServer
+) -> None:
+    ran = statestore("inventory")
+    items = {item["name"]: item for item in ran.json["items"]}
+    assert ran.code == 10  # no tables yet, so what is in them is unknown
+    assert items["positions"]["present"] is items["postgres"]["present"] is None
+    assert "statestore db init" in ran.json["why"]
+
+    statestore("db", "init")
+    statestore("kill-switch", "engage", "--reason", "wipe")
+    PostgresStore(url).save({"positions": {"BTC-USD": {"quantity": 1}}})
+    ran = statestore("inventory")
+    items = {item["name"]: item for item in ran.json["items"]}
+    assert ran.code == 0, ran.err
+    assert items["kill switch"]["present"] is True
+    assert items["postgres"]["note"] == "0 positions, 0 orders"
+    assert ran.json["at_stake"] == ["state", "positions", "kill switch", "postgres"]
+
+
+def test_positions_in_a_database_become_signals_once_its_switch_halts(
+    url: str, store: PostgresStore, statestore: Run
+) -> None:
+    token = {"token_contract": "Demo1111", "token_chain": "solana", "timeframe": "1h"}
+    with store.transaction() as state:
+        state["positions"] = {"D": {**token, "status": "watchlist", "total_quantity": 0}}
+    ran = statestore("reinsert", "--status", "watchlist", "--yes")
+    assert (ran.code, "kill-switch engage" in ran.error) == (6, True)
+    statestore("kill-switch", "engage", "--reason", "restart")  # a row, and no file
+    exported = statestore("reinsert", "export", "--output", "tokens.json")
+    assert json.loads(Path("tokens.json").read_text())["source"]["backend"] == "postgresql"
+    assert exported.json["tokens"] == 1
+    ran = statestore("reinsert", "--status", "watchlist", "--yes")
+    assert ran.code == 0, ran.err
+    assert store.load()["positions"] == {}
+    statestore("kill-switch", "release")
+    ran = statestore("signals", "process")
+    assert ran.code == 0, ran.err
+    assert [p["token_contract"] for p in store.load()["positions"].values()] == ["Demo1111"]
+    assert statestore("undo", "--dry-run").code == 0

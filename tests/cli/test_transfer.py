@@ -165,6 +165,7 @@ def test_what_is_there_already_is_refused(
 
     assert refused.code == 3
     assert "2 conflict(s), so nothing was imported: positions.ETH-USD is there" in refused.error
+    assert "--verify says if it is the same" in refused.error  # an import that was cut off
     assert refused.out == ""
     assert skipped.code == 0
     assert (skipped.json["imported"], skipped.json["skipped"]) == (0, 2)
@@ -247,6 +248,62 @@ def test_a_diff_with_an_export_says_which_command_compares_it(
 
     assert ran.code == 2
     assert "e.json --verify` compares it" in ran.error
+
+
+def test_an_export_of_nothing_takes_no_other_ones_place(
+    at: Run, store: StateStore, kill_switch: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "wipe.json"
+    at("export", "--output", file)
+    before = file.read_bytes()
+    wipe(store)
+    StateStore(store.path).save({"regime_drivers": {"regime_BTC/1h": {"status": "regime_driver"}}})
+    ran = at("export", "--output", file)
+
+    assert ran.code == 2
+    assert f"{file} is there already, and nothing would come in its place" in ran.error
+    assert file.read_bytes() == before
+    assert at("export", "--output", tmp_path / "empty.json").code == 0
+
+
+@pytest.mark.parametrize("command", [["export"], ["reinsert", "export"]])
+def test_an_export_says_what_is_wrong_with_the_place_it_is_to_go_to(
+    at: Run, store: StateStore, tmp_path: Path, command: list[str]
+) -> None:
+    missing = at(*command, "--output", tmp_path / "nowhere" / "e.json")
+    folder = at(*command, "--output", tmp_path)
+
+    assert (missing.code, folder.code) == (2, 2)
+    assert f"there is no folder {tmp_path / 'nowhere'}" in missing.error
+    assert "is a folder; name a file in it" in folder.error
+
+
+def test_a_dry_run_refuses_what_cannot_be_saved(
+    at: Run, store: StateStore, kill_switch: Any, tmp_path: Path
+) -> None:
+    kill_switch.engage("import", "me")
+    file = tmp_path / "half.json"
+    file.write_text(
+        '{"format": "statestore-export/1", "kind": "positions", "count": 1,'
+        ' "positions": [{"_key": "\\ud800-USD", "quantity": 1}]}'
+    )
+    dry, real = at("import", file, "--dry-run"), at("import", file, "--yes")
+
+    assert dry.code == real.code == 8
+    assert "lone surrogate" in dry.error
+    assert dry.out == ""
+
+
+def test_a_quantity_that_is_no_number_is_pointed_at_and_long_lines_are_cut(
+    at: Run, store: StateStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_text(f"symbol,quantity\nODD-USD,lots\nNAN-USD,NaN\nOK-USD,1.50\n{'A' * 9999},1\n")
+    ran = at("import", file, "--dry-run")
+
+    assert "how much is held is no number: ODD-USD, NAN-USD; mend the file" in ran.err
+    assert max(map(len, ran.err.splitlines())) <= 200
+    assert len(ran.json["positions"][3]) == 9999
 
 
 def test_an_export_never_lands_on_a_file_of_the_state(at: Run, store: StateStore) -> None:

@@ -8,7 +8,13 @@ from decimal import Decimal
 import pytest
 
 from statestore.disk.store import StateStore
-from statestore.errors import CredentialsError, LeaseHeld, StateCorrupt, UsageError
+from statestore.errors import (
+    BackendUnavailable,
+    CredentialsError,
+    LeaseHeld,
+    StateCorrupt,
+    UsageError,
+)
 from statestore.model import Balances
 from statestore.runtime.bar_store import BarStore
 from statestore.runtime.bars import MIN_BARS
@@ -228,8 +234,43 @@ def test_tables_that_are_missing_are_named(system):
     report = system(tables=[Tables("orders", "positions")]).bootstrap_all()
 
     assert report.step("storage").status == "failed"
-    assert report.step("storage").detail == ("tables are missing in postgresql: orders, positions")
+    assert report.step("storage").detail.startswith(
+        "tables are missing in postgresql: orders, positions; `statestore db init`"
+    )
     assert system(tables=[Tables()]).bootstrap_all().status != "failed"
+
+
+class Away:
+    name = "postgresql"
+
+    def missing(self):
+        raise BackendUnavailable("postgresql cannot be reached")
+
+
+def test_a_database_that_is_away_fails_the_storage_unless_a_file_stands_in(
+    system, state_store, state_file
+):
+    report = system(tables=[Away()]).bootstrap_all()
+    assert report.step("storage").status == "failed"
+    assert "cannot be reached" in report.step("storage").detail
+
+    state_store.save({"cash": 1})
+    state_store.save({"cash": 2})
+    state_file.write_text("{")
+    report = system(tables=[Away()]).bootstrap_all()
+    assert report.step("storage").status == "partial"
+    assert "was read from" in report.step("storage").detail
+
+
+def test_a_bar_store_that_was_damaged_is_told_and_where_it_is_now(system, bar_store, state_store):
+    state_store.save({"cash": 1})
+    bar_store.path.write_bytes(b"SQLite format 3\0" + b"damaged" * 500)
+
+    storage = system().bootstrap_all().step("storage")
+    (aside,) = bar_store.path.parent.glob("bars.sqlite3.corrupt-*")
+    assert storage.status == "partial"
+    assert f"the bar store was damaged, and moved to {aside}" in storage.detail
+    assert system().bootstrap_all().step("storage").status == "ok"
 
 
 def test_steps_can_be_added_replaced_and_taken_out(system):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -209,8 +211,10 @@ def test_a_key_twice_in_one_object_is_refused_and_the_place_named(path):
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        ("", StateCorrupt, "not JSON"),
+        ("", StateCorrupt, "empty, and JSON is expected; take another copy"),
         ("[]", StateInvalid, "is a list"),
+        ('{"count": %s}' % ("9" * 5_000), StateCorrupt, r"99999\.\.\. has 5000 digits"),
+        ('{"a": 1}\n{x}', StateCorrupt, r"Extra data \(line 2, column 1\)"),
         ('{"format": "statestore-export/1"', StateCorrupt, "not JSON"),
         ('{"format": "tar/1"}', StateInvalid, "format is 'tar/1'"),
         ('{"format": "statestore-export/1", "kind": "cats"}', StateInvalid, "kind is 'cats'"),
@@ -470,3 +474,17 @@ def test_the_three_legacy_shapes_are_read(path):
         "portfolio": {"total_value": 7},
         "legacy": {"system_status": {"ok": True}},
     }
+
+
+def test_a_file_that_may_not_be_read_says_so_and_what_to_do(path, monkeypatch):
+    envelope.write(path, EXPORT)
+    opened = os.open
+
+    def refused(name, *rest, **more):
+        if os.fspath(name) == os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return opened(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(StateError, match=r"Permission denied; it has to be readable"):
+        envelope.read(path)
