@@ -27,7 +27,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from statestore.amounts import exact, parse_amount
@@ -40,7 +40,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.fills.normalise import balances_of
-from statestore.fills.sources import ReadOnlyViolation, bounded
+from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources.slices import Progress
 from statestore.fills.sources.venues import (
     VENUES,
@@ -56,12 +56,8 @@ from statestore.fills.sources.venues import (
 from statestore.model import CASH, Balances, Batch, Product, Row
 from statestore.times import format_instant, now
 
-if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
-
 T = TypeVar("T")
 
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
 _EARLIER_MS = 1_000
 # Clocks differ, and a fill is posted after it is executed.
 _LATER_MS = 600_000
@@ -367,12 +363,9 @@ def read_only_client(
         CredentialsError: the exchange wants a password besides key and secret.
     """
     venue = venue_of(exchange)
-    if base_url is not None and not _HOST.fullmatch(base_url):
-        raise UsageError(f"base URL {base_url!r} is not a host or host:port (without https://)")
+    if base_url is not None:
+        http.require_host(base_url)
     ccxt = _import_ccxt()
-    import requests
-    from requests.adapters import HTTPAdapter
-
     calls = {tuple(read.rsplit(" ", 2)) for read in venue.reads}
 
     def refuse_call(path: str, api: object, method: str) -> None:
@@ -380,24 +373,13 @@ def read_only_client(
         if (group, method, path) not in calls:
             raise ReadOnlyViolation(f"{exchange}: {group} {method} {path} is not for reading")
 
-    def refuse_url(method: object, url: object) -> None:
-        parts = urlsplit(str(url))
+    def refuse_url(method: str, url: str) -> None:
+        parts = urlsplit(url)
         ends = {f"/{path}" for _, allowed, path in calls if allowed == method}
         if parts.scheme != "https" or parts.netloc not in hosts:
             raise ReadOnlyViolation(f"{parts.scheme}://{parts.netloc} is not {exchange}; not sent")
         if not any(parts.path.endswith(end) for end in ends):
             raise ReadOnlyViolation(f"{method} {parts.path} is not for reading; not sent")
-
-    class ReadOnlyAdapter(HTTPAdapter):
-        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-            refuse_url(request.method, request.url)
-            response = super().send(request, *args, **{**kwargs, "stream": True})
-            try:
-                bounded.read_whole(response)
-            except bounded.TooMuch as error:
-                raise ccxt.BadResponse(str(error)) from error
-            response.headers.pop("Location", None)  # so nothing can follow a redirect
-            return response
 
     class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
         answered: tuple[int, str, str] | None = None  # status, body and Retry-After
@@ -420,7 +402,10 @@ def read_only_client(
             self, url: str, method: str = "GET", headers: Any = None, body: Any = None
         ) -> Any:
             refuse_url(method, url)
-            answer = super().fetch(url, method, headers, body)
+            try:
+                answer = super().fetch(url, method, headers, body)
+            except bounded.TooMuch as error:
+                raise ccxt.BadResponse(str(error)) from error
             if not isinstance(answer, dict | list):
                 raise ccxt.BadResponse("the body is not JSON")
             return answer
@@ -452,12 +437,7 @@ def read_only_client(
     if base_url is not None:
         client.urls["api"] = _elsewhere(client.urls["api"], base_url)
     hosts = {urlsplit(client.implode_hostname(url)).netloc for url in _texts(client.urls["api"])}
-    client.session = requests.Session()
-    client.session.adapters.clear()
-    for scheme in ("https://", "http://"):
-        client.session.mount(scheme, ReadOnlyAdapter())
-    # Otherwise a ~/.netrc entry for the host replaces the signature.
-    client.session.auth = lambda request: request
+    client.session = http.read_only_session(refuse_url, "https://", "http://")
     return client
 
 
@@ -580,7 +560,7 @@ def _failure(
     status, body, header = answered or (0, "", "")
     said = f"HTTP {status}" if status else f"no answer ({_root(error)})"
     said = f"{type(error).__name__}, {said}{_message(body, keys)}"
-    retry_after = float(header) if re.fullmatch(r"\d{1,9}", header, re.ASCII) else None
+    retry_after = http.retry_after(header)
     if isinstance(error, ccxt.AuthenticationError):
         if not status:
             said = "the API secret cannot sign: give it whole, as the exchange gave it out"
@@ -624,7 +604,7 @@ def _message(body: str, keys: Keys) -> str:
     else:
         return ""
     secrets = [keys.api_key, keys.secret, keys.password]
-    if "<" in text or "signature=" in text or any(one and one in text for one in secrets):
+    if "signature=" in text or any(one and one in text for one in secrets):
         return ""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f": {line[:200]}"
+    line = http.one_line(text)
+    return f": {line}" if line else ""

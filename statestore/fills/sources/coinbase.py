@@ -38,10 +38,9 @@ from statestore.errors import (
     ExchangeError,
     IncompleteRead,
     SourceError,
-    UsageError,
 )
 from statestore.fills.normalise import balances_of, decode_json
-from statestore.fills.sources import ReadOnlyViolation, bounded
+from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources import pace as pacing
 from statestore.fills.sources.abreast import read_slices
 from statestore.fills.sources.coinbase_orders import exchange_order
@@ -52,7 +51,7 @@ from statestore.model import Balances, Batch, ExchangeOrder, KeyPermissions, Pro
 from statestore.times import NANOSECONDS, format_instant, now, parse_instant
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
+    from requests import Response
 
 BASE_URL = "api.coinbase.com"
 API = "/api/v3/brokerage"
@@ -72,7 +71,6 @@ _READABLE = re.compile(
     rf"|products/{_PRODUCT_ID.pattern}|market/products/{_PRODUCT_ID.pattern}/candles)",
     re.ASCII,
 )
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
 
 # Whether the lower bound belongs to the window has changed between texts of the reference.
 _ASK_EARLIER = 1 * NANOSECONDS
@@ -471,25 +469,15 @@ def read_only_client(
         CredentialsError: the secret cannot sign a token.
         UsageError: ``base_url`` is not a host.
     """
-    if not _HOST.fullmatch(base_url):
-        raise UsageError(f"base URL {base_url!r} is not a host or host:port (without https://)")
+    http.require_host(base_url)
     client_class = _import_sdk()
     import requests
     from coinbase import jwt_generator
-    from requests.adapters import HTTPAdapter
 
-    class ReadOnlyAdapter(HTTPAdapter):
-        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-            path = urlsplit(request.url or "").path
-            if request.method != "GET" or not _READABLE.fullmatch(str(path)):
-                raise ReadOnlyViolation(f"{request.method} {path} is not for reading; not sent")
-            if ca_file is not None:
-                # Here, since REQUESTS_CA_BUNDLE wins over the session's own setting.
-                kwargs["verify"] = str(ca_file)
-            response = super().send(request, *args, **{**kwargs, "stream": True})
-            bounded.read_whole(response)
-            response.headers.pop("Location", None)  # so nothing can follow a redirect
-            return response
+    def refuse(method: str, url: str) -> None:
+        path = urlsplit(url).path
+        if method != "GET" or not _READABLE.fullmatch(path):
+            raise ReadOnlyViolation(f"{method} {path} is not for reading; not sent")
 
     class ReadOnlyClient(client_class):  # type: ignore[misc,valid-type]  # the SDK is untyped
         def prepare_and_send_request(self, http_method: str, *args: Any, **kwargs: Any) -> Any:
@@ -539,11 +527,7 @@ def read_only_client(
             "the API secret cannot sign: it is not an EC (ES256) or Ed25519 private key; "
             "give it whole, with its BEGIN and END lines (line breaks may be written as \\n)"
         ) from None
-    client.session = requests.Session()
-    client.session.adapters.clear()
-    client.session.mount(f"https://{base_url}/", ReadOnlyAdapter())
-    # Otherwise a ~/.netrc entry for the host replaces the token.
-    client.session.auth = lambda request: request
+    client.session = http.read_only_session(refuse, f"https://{base_url}/", ca_file=ca_file)
     checked: Client = client
     return checked
 
@@ -570,7 +554,7 @@ def _answer(response: Response) -> dict[str, object]:
         raise _Refused(
             f"HTTP {status}{_message(response.content)}",
             status,
-            _retry_after(response.headers.get("Retry-After", "")),
+            http.retry_after(response.headers.get("Retry-After", "")),
         )
     try:
         answer = decode_json(response.content)
@@ -593,16 +577,8 @@ def _message(body: bytes) -> str:
         return ""
     said = (document.get(name) for name in ("error_details", "message", "error"))
     text = next((text for text in said if isinstance(text, str) and text), "")
-    if "<" in text:
-        return ""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f": {line[:200]}" if line else ""
-
-
-def _retry_after(header: str) -> float | None:
-    """Return the seconds of a Retry-After header; its date form is left to the usual wait."""
-    text = header.strip()
-    return float(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
+    line = http.one_line(text)
+    return f": {line}" if line else ""
 
 
 def _unreachable(error: Exception) -> str:

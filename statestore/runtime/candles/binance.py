@@ -4,7 +4,8 @@ What is promised:
 
 * Only GET leaves, to one host, for that one path; the adapter of the session sees to it. No
   redirect is followed. Plain http is for 127.0.0.1 only.
-* An answer is whole or an error. One request covers up to 1000 bars, so none is ever paged.
+* An answer is whole or an error. One request covers up to 1000 bars, so none is ever paged, and
+  one that does not end is not read to its end.
 * A bar that is not closed by the server's own clock (its ``Date``) or by ours is left out.
 
 The default host serves public market data and nothing else; it knows no account.
@@ -16,19 +17,19 @@ import re
 import threading
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from statestore.errors import ExchangeError, IncompleteRead, UsageError
 from statestore.fills.normalise import decode_json
-from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources.pace import LONGEST_HOLD, Pace
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
 from statestore.times import instant_of, now
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
+    from requests import Response, Session
 
 BASE_URL = "https://data-api.binance.vision"
 KLINES = "/api/v3/klines"
@@ -164,19 +165,22 @@ class BinanceCandles:
                     timeout=self._timeout,
                     allow_redirects=False,
                 )
+        except bounded.TooMuch as error:
+            raise _Failed(str(error), passing=False) from error
         except requests.RequestException as error:
             raise _Failed(f"no answer ({type(error).__name__})", passing=True) from error
         finally:
             self._pace.answered(turn)
         status = response.status_code
+        retry_after = http.retry_after(response.headers.get("Retry-After", ""))
         if status in (418, 429):
-            self._pace.refused(turn, _retry_after(response) or 1.0)
+            self._pace.refused(turn, retry_after or 1.0)
         if status != 200:
             said = _REFUSALS.get(status) or _message(response.content)
             raise _Failed(
                 f"HTTP {status}{f': {said}' if said else ''}",
                 passing=status == 429 or status >= 500,
-                retry_after=_retry_after(response),
+                retry_after=retry_after,
             )
         try:
             answer = decode_json(response.content)
@@ -186,22 +190,14 @@ class BinanceCandles:
             raise _Failed("HTTP 200, but the body is no list of bars", passing=False)
         return answer, _served_at(response)
 
-    def _session(self) -> Any:
-        import requests
-        from requests.adapters import HTTPAdapter
+    def _session(self) -> Session:
+        return http.read_only_session(_refuse, f"{self._base}/")
 
-        class ReadOnlyAdapter(HTTPAdapter):
-            def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-                path = urlsplit(request.url or "").path
-                if request.method != "GET" or path != KLINES:
-                    raise ReadOnlyViolation(f"{request.method} {path!s} is not for reading bars")
-                return super().send(request, *args, **kwargs)
 
-        session = requests.Session()
-        session.adapters.clear()
-        session.mount(f"{self._base}/", ReadOnlyAdapter())
-        session.auth = lambda request: request  # a ~/.netrc is not for here
-        return session
+def _refuse(method: str, url: str) -> None:
+    path = urlsplit(url).path
+    if method != "GET" or path != KLINES:
+        raise ReadOnlyViolation(f"{method} {path} is not for reading bars")
 
 
 class _Failed(Exception):
@@ -241,11 +237,6 @@ def _served_at(response: Response) -> int:
         return now()
 
 
-def _retry_after(response: Response) -> float | None:
-    text = response.headers.get("Retry-After", "").strip()
-    return float(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
-
-
 def _message(body: bytes) -> str:
     """Return the line an error says of itself (``{"code": -1121, "msg": "Invalid symbol."}``)."""
     try:
@@ -253,6 +244,4 @@ def _message(body: bytes) -> str:
     except ValueError:
         return ""
     said = document.get("msg") if isinstance(document, dict) else None
-    if not isinstance(said, str) or "<" in said:
-        return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
+    return http.one_line(said) if isinstance(said, str) else ""

@@ -1,6 +1,7 @@
 """Public candles of the hundred exchanges that ccxt knows, without a key.
 
-Only GET leaves, by https, and no redirect is followed: the one adapter of the session sees to it.
+Only GET leaves, by https, no redirect is followed, and no answer is read that does not end: the
+one adapter of the session sees to it.
 An exchange that wants its candles asked for otherwise cannot be read here. Without a key nothing
 private can be asked either. How much one answer of an exchange holds is its own affair, so a bar
 that is missing is never taken for one that does not exist (`BarSource.whole`).
@@ -9,21 +10,16 @@ that is missing is never taken for one that does not exist (`BarSource.whole`).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from statestore.errors import ExchangeError, IncompleteRead, UsageError
-from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
 from statestore.times import now
 
-if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
-
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
 _MILLISECOND = 1_000_000
 _MOST_PAGES = 40
 
@@ -128,6 +124,8 @@ class CcxtCandles:
             found = self._client.fetch_ohlcv(market, tf, since // _MILLISECOND, limit)
         except ReadOnlyViolation as error:
             raise ExchangeError(f"{where}: {error}; this exchange cannot be read here") from None
+        except bounded.TooMuch as error:
+            raise ExchangeError(f"{where}: {error}") from None
         # Without their texts throughout: those carry the URL and the body.
         except ccxt.OperationFailed as error:  # the network, or the exchange's own troubles
             raise _Passing(type(error).__name__) from None
@@ -158,27 +156,16 @@ def _client(exchange: str, base_url: str | None, timeout: float) -> Any:
     Raises:
         UsageError: ccxt is not installed or does not know the exchange, or ``base_url`` is no host.
     """
-    if base_url is not None and not _HOST.fullmatch(base_url):
-        raise UsageError(f"base URL {base_url!r:.80} is not a host or host:port (without https://)")
+    if base_url is not None:
+        http.require_host(base_url)
     try:
         import ccxt
     except ImportError as error:
         raise UsageError(
             f"reading through ccxt needs it ({error}): pip install 'statestore[ccxt]'"
         ) from error
-    import requests
-    from requests.adapters import HTTPAdapter
-
     if exchange not in ccxt.exchanges:
         raise UsageError(f"ccxt knows no exchange {exchange!r:.40}")
-
-    class ReadOnlyAdapter(HTTPAdapter):
-        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-            if request.method != "GET":
-                raise ReadOnlyViolation(f"it wants {request.method} for it, and only GET leaves")
-            response = super().send(request, *args, **kwargs)
-            response.headers.pop("Location", None)  # so nothing can follow a redirect
-            return response
 
     class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
         def on_json_response(self, body: str) -> Any:
@@ -188,11 +175,13 @@ def _client(exchange: str, base_url: str | None, timeout: float) -> Any:
     client.number = str
     if base_url is not None:
         client.urls["api"] = _elsewhere(client.urls["api"], base_url)
-    client.session = requests.Session()
-    client.session.adapters.clear()
-    client.session.mount("https://", ReadOnlyAdapter())
-    client.session.auth = lambda request: request  # a ~/.netrc is not for here
+    client.session = http.read_only_session(_refuse, "https://")
     return client
+
+
+def _refuse(method: str, url: str) -> None:  # noqa: ARG001  # a `Refuse`
+    if method != "GET":
+        raise ReadOnlyViolation(f"it wants {method} for it, and only GET leaves")
 
 
 def _elsewhere(urls: object, host: str) -> object:
