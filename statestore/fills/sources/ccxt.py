@@ -41,6 +41,7 @@ from statestore.errors import (
 )
 from statestore.fills.normalise import balances_of
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
+from statestore.fills.sources.patience import Failed, Patience
 from statestore.fills.sources.slices import Progress
 from statestore.fills.sources.venues import (
     VENUES,
@@ -61,7 +62,6 @@ T = TypeVar("T")
 _EARLIER_MS = 1_000
 # Clocks differ, and a fill is posted after it is executed.
 _LATER_MS = 600_000
-_LONGEST_RETRY_AFTER = 30.0
 _TICK_SIZE = 4  # ccxt's precisionMode in which a precision is an increment
 _ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -113,9 +113,13 @@ class CcxtSource:
         self._code: Callable[[str], str] = client.safe_currency_code
         self._parse: Callable[..., Mapping[str, Any]] = client.parse_trade
         self._increments = client.precisionMode == _TICK_SIZE
-        patiently = _patience(
-            client, self._name, keys, attempts, give_up_after, wait_initial, wait_max
+        patience = Patience(
+            attempts=attempts,
+            give_up_after=give_up_after,
+            wait_initial=wait_initial,
+            wait_max=wait_max,
         )
+        patiently = _asking(client, self._name, keys, patience)
 
         def ask(call: str, params: Mapping[str, object]) -> object:
             return patiently(call, lambda: getattr(client, call)(dict(params)))
@@ -481,35 +485,20 @@ def _elsewhere(urls: object, host: str) -> object:
 # Failures -------------------------------------------------------------------------------------
 
 
-class _Failed(Exception):
-    """One request without an answer to work with; its text is made for people.
-
-    Attributes:
-        kind: the error it ends in, where asking again does not help.
-        passing: whether the same request may well succeed later.
-    """
+class _Failed(Failed):
+    """A `Failed` and the error it ends in."""
 
     def __init__(
         self, said: str, kind: type[SourceError], passing: bool, retry_after: float | None
     ) -> None:
-        super().__init__(said)
+        super().__init__(said, passing=passing, retry_after=retry_after)
         self.kind = kind
-        self.passing = passing
-        self.retry_after = retry_after
 
 
-def _patience(
-    client: Any,
-    name: str,
-    keys: Keys,
-    attempts: int,
-    give_up_after: float,
-    wait_initial: float,
-    wait_max: float,
+def _asking(
+    client: Any, name: str, keys: Keys, patience: Patience
 ) -> Callable[[str, Callable[[], T]], T]:
     """Return what makes a call, asks again where that may help, and explains a final failure."""
-    import stamina
-
     ccxt = _import_ccxt()
 
     def once(call: Callable[[], T]) -> T:
@@ -521,37 +510,17 @@ def _patience(
             raise _failure(ccxt, error, client.answered, keys) from None
 
     def patiently(what: str, call: Callable[[], T]) -> T:
-        tries = 0
         try:
-            for attempt in stamina.retry_context(
-                on=_again,
-                attempts=attempts,
-                timeout=give_up_after,
-                wait_initial=wait_initial,
-                wait_max=wait_max,
-                wait_jitter=wait_initial,
-            ):
-                with attempt:
-                    tries += 1
-                    return once(call)
+            return patience.ask(lambda: once(call))
         except _Failed as failed:
             gave_up = (
-                f"; gave up after {tries} attempts, nothing was computed; try again later"
+                f"; gave up after {failed.tries} attempts, nothing was computed; try again later"
                 if failed.passing
                 else ""
             )
             raise failed.kind(f"{name}: {what}: {failed}{gave_up}") from None
-        raise AssertionError("a retry context ends by a return or an error")
 
     return patiently
-
-
-def _again(error: Exception) -> bool | float:
-    if not isinstance(error, _Failed):
-        return False
-    if error.passing and error.retry_after is not None:
-        return min(error.retry_after, _LONGEST_RETRY_AFTER)
-    return error.passing
 
 
 def _failure(

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from statestore.errors import ExchangeError, IncompleteRead, UsageError
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
+from statestore.fills.sources.patience import Failed, Patience
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
 from statestore.times import now
@@ -56,9 +57,13 @@ class CcxtCandles:
         self._quote = quote
         self._products = dict(products or {})
         self._client = _client(exchange, base_url, timeout)
-        self._attempts = attempts
-        self._down = False
-        self._wait_initial = wait_initial
+        self._patience = Patience(
+            attempts=attempts,
+            give_up_after=60.0,
+            wait_initial=wait_initial,
+            wait_max=10.0,
+            wary=True,
+        )
 
     @property
     def name(self) -> str:
@@ -93,29 +98,12 @@ class CcxtCandles:
         )
 
     def _page(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
-        import stamina
-
-        tries = 0
         try:
-            for attempt in stamina.retry_context(
-                on=_Passing,
-                attempts=1 if self._down else self._attempts,
-                timeout=60.0,
-                wait_initial=self._wait_initial,
-                wait_max=10.0,
-                wait_jitter=self._wait_initial,
-            ):
-                with attempt:
-                    tries += 1
-                    answer = self._once(market, tf, since, limit, where)
-                    self._down = False
-                    return answer
-        except _Passing as error:
-            self._down = True
+            return self._patience.ask(lambda: self._once(market, tf, since, limit, where))
+        except Failed as failed:
             raise ExchangeError(
-                f"{where}: {error}; gave up after {tries} attempt(s), try again later"
+                f"{where}: {failed}; gave up after {failed.tries} attempt(s), try again later"
             ) from None
-        raise AssertionError("a retry context ends by a return or an error")
 
     def _once(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
         import ccxt
@@ -128,7 +116,7 @@ class CcxtCandles:
             raise ExchangeError(f"{where}: {error}") from None
         # Without their texts throughout: those carry the URL and the body.
         except ccxt.OperationFailed as error:  # the network, or the exchange's own troubles
-            raise _Passing(type(error).__name__) from None
+            raise Failed(type(error).__name__, passing=True) from None
         except ccxt.BaseError as error:
             raise ExchangeError(f"{where}: {type(error).__name__}") from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -138,10 +126,6 @@ class CcxtCandles:
         if not isinstance(found, list):
             raise IncompleteRead(f"{where}: the answer is no list of bars")
         return found
-
-
-class _Passing(Exception):
-    """One request without an answer, which may well get one later."""
 
 
 def _row(row: object, where: str) -> Raw:
