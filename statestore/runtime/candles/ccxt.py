@@ -1,7 +1,6 @@
 """Public candles of the hundred exchanges that ccxt knows, without a key.
 
-Only GET leaves, by https, no redirect is followed, and no answer is read that does not end: the
-one adapter of the session sees to it.
+Only GET leaves, by https, as `ccxt_client.public_client` promises.
 An exchange that wants its candles asked for otherwise cannot be read here. Without a key nothing
 private can be asked either. How much one answer of an exchange holds is its own affair, so a bar
 that is missing is never taken for one that does not exist (`BarSource.whole`).
@@ -9,13 +8,11 @@ that is missing is never taken for one that does not exist (`BarSource.whole`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from statestore.errors import ExchangeError, IncompleteRead, UsageError
-from statestore.fills.sources import ReadOnlyViolation, bounded, http
+from statestore.errors import ExchangeError, IncompleteRead
+from statestore.fills.sources import ReadOnlyViolation, bounded
+from statestore.fills.sources.ccxt_client import ODD, import_ccxt, public_client
 from statestore.fills.sources.patience import Failed, Patience
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
@@ -56,7 +53,7 @@ class CcxtCandles:
         self._name = f"ccxt:{exchange}"
         self._quote = quote
         self._products = dict(products or {})
-        self._client = _client(exchange, base_url, timeout)
+        self._client = public_client(exchange, base_url=base_url, timeout=timeout)
         self._patience = Patience(
             attempts=attempts,
             give_up_after=60.0,
@@ -106,8 +103,7 @@ class CcxtCandles:
             ) from None
 
     def _once(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
-        import ccxt
-
+        ccxt = import_ccxt()
         try:
             found = self._client.fetch_ohlcv(market, tf, since // _MILLISECOND, limit)
         except ReadOnlyViolation as error:
@@ -119,7 +115,7 @@ class CcxtCandles:
             raise Failed(type(error).__name__, passing=True) from None
         except ccxt.BaseError as error:
             raise ExchangeError(f"{where}: {type(error).__name__}") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except ODD as error:
             raise IncompleteRead(
                 f"{where}: the answer is of a shape that ccxt cannot read ({type(error).__name__})"
             ) from error
@@ -132,43 +128,3 @@ def _row(row: object, where: str) -> Raw:
     if not isinstance(row, list) or len(row) < 6 or type(row[0]) is not int:
         raise IncompleteRead(f"{where}: {row!r:.60} is no bar")
     return (row[0] * _MILLISECOND, row[1], row[2], row[3], row[4], row[5])
-
-
-def _client(exchange: str, base_url: str | None, timeout: float) -> Any:
-    """Return ccxt's client of an exchange, without a key, and with everything but GET taken away.
-
-    Raises:
-        UsageError: ccxt is not installed or does not know the exchange, or ``base_url`` is no host.
-    """
-    if base_url is not None:
-        http.require_host(base_url)
-    try:
-        import ccxt
-    except ImportError as error:
-        raise UsageError(
-            f"reading through ccxt needs it ({error}): pip install 'statestore[ccxt]'"
-        ) from error
-    if exchange not in ccxt.exchanges:
-        raise UsageError(f"ccxt knows no exchange {exchange!r:.40}")
-
-    class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
-        def on_json_response(self, body: str) -> Any:
-            return json.loads(body, parse_float=str)
-
-    client = ReadOnly({"timeout": int(timeout * 1000), "enableRateLimit": True})
-    client.number = str
-    if base_url is not None:
-        client.urls["api"] = _elsewhere(client.urls["api"], base_url)
-    client.session = http.read_only_session(_refuse, "https://")
-    return client
-
-
-def _refuse(method: str, url: str) -> None:  # noqa: ARG001  # a `Refuse`
-    if method != "GET":
-        raise ReadOnlyViolation(f"it wants {method} for it, and only GET leaves")
-
-
-def _elsewhere(urls: object, host: str) -> object:
-    if isinstance(urls, Mapping):
-        return {name: _elsewhere(url, host) for name, url in urls.items()}
-    return urlunsplit(("https", host, *urlsplit(str(urls))[2:]))
