@@ -28,7 +28,8 @@ from statestore.disk.backups import Retention
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import LeaseHeld, RebuildRefused, StateStoreError
-from statestore.fills.archive import Archive, Rules
+from statestore.fills.archive import Archive
+from statestore.fills.folding import Rules
 from statestore.fills.partitions import Partition, replay_partition
 from statestore.fills.sources.pace import Pace
 from statestore.fills.told import document as archive_document

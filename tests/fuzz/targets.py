@@ -33,7 +33,8 @@ from statestore.disk.history import differences, read_document
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import StateInvalid, StateStoreError
-from statestore.fills.archive import Archive, Rules, replay_archive, replay_fills
+from statestore.fills.archive import Archive, replay_archive, replay_fills
+from statestore.fills.folding import Rules
 from statestore.fills.ledger import LedgerSource
 from statestore.fills.normalise import normalise
 from statestore.fills.sources import coinbase, coinbase_client
