@@ -23,6 +23,7 @@ from statestore.errors import (
     AuditBroken,
     CredentialsError,
     KillSwitchNotEngaged,
+    Place,
     RebuildRefused,
     RevisionConflict,
     StateCorrupt,
@@ -244,27 +245,42 @@ def halted(kill_switch: KillSwitch, *, allow_live: bool) -> Callable[[], None]:
 def record_repair(
     audit: AuditLog, action: str, saved: StateMeta, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Append the line that explains a save that has just been made, and return it; see `record`."""
+    return record(audit, action, saved.state_path, facts, saved.revision, saved.sha256)
+
+
+def record(
+    audit: AuditLog,
+    action: str,
+    state: Place,
+    facts: Mapping[str, Any],
+    revision: int | None = None,
+    sha256: str | None = None,
+) -> dict[str, Any]:
     """Append the line that explains a write that has just been made, and return it.
+
+    Args:
+        revision, sha256: of what was written; None where it has none, as tables.
 
     Raises:
         AuditBroken: it could not be appended; the message says what was written all the same.
     """
-    record = {
+    line = {
         "action": action,
-        "state": str(saved.state_path),
+        "state": str(state),
         "by": operator(),
         "version": __version__,
-        "revision": saved.revision,
-        "sha256": saved.sha256,
+        "revision": revision,
+        "sha256": sha256,
         **facts,
     }
     try:
-        return audit.append(record)
+        return audit.append(line)
     except StateError as error:
+        written = "" if revision is None else f" as revision {revision}"
         raise AuditBroken(
             audit.path,
-            f"{saved.state_path} was written as revision {saved.revision} ({action}), but the "
-            f"audit line is missing: {error}",
+            f"{state} was written{written} ({action}), but the audit line is missing: {error}",
         ) from error
 
 
