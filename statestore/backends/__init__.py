@@ -1,1 +1,1 @@
-"""A state in other places than a file, and what follows it: PostgreSQL, memory, the InfluxDB mirror."""
+"""Other places for a state than a file, and what follows it: databases and the mirror."""
