@@ -32,7 +32,6 @@ from statestore.cli.processors import (
     summary,
 )
 from statestore.config import Places, Settings, load_settings, places
-from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import State, StateMeta, StateStore
 from statestore.errors import StateInvalid, UsageError
 from statestore.repair.rebuild import halted
@@ -260,7 +259,7 @@ def _carry_out(task: _Task, processor: Processor | None, *, allow_live: bool, ye
         return report
 
     if removed:  # said again by whoever writes; here so that a refusal leaves no trace
-        halted(KillSwitch(task.where.kill_switch), allow_live=allow_live)()
+        halted(store.kill_switch(task.where.kill_switch), allow_live=allow_live)()
     with ExitStack() as stack:
         if not allow_live and (removed or processor is not None):
             stack.enter_context(store.lease())
