@@ -158,7 +158,8 @@ def msgspec_whole_rows(path: Path) -> Answer:
 
 
 def ours(path: Path, jobs: int = 1, method: str = "average") -> Answer:
-    from statestore.fills.archive import Rules, replay_archive
+    from statestore.fills.archive import replay_archive
+    from statestore.fills.folding import Rules
     from statestore.model import Method
 
     found = replay_archive(path, Rules(Method(method)), jobs=jobs).assets
@@ -178,7 +179,8 @@ def ours_fifo(path: Path) -> Answer:
 
 
 def ours_in_memory(path: Path) -> Answer:
-    from statestore.fills.archive import Rules, replay_fills
+    from statestore.fills.archive import replay_fills
+    from statestore.fills.folding import Rules
     from statestore.fills.normalise import normalise
     from statestore.fills.sources.recorded import read_fills
 

@@ -22,6 +22,7 @@
     |-- SourceError                 fills or balances could not be read
     |   |-- CredentialsError        no key, a bad key, or a key without the right
     |   |-- ExchangeError           unreachable, or it answered with an error
+    |   |   `-- NotFound            it does not know what was asked for
     |   |-- IncompleteRead          the answer is known to be partial
     |   `-- RecordedFileError       a file of recorded fills or balances is not understood
     |-- BackendError                a database refused, or answered with an error
@@ -183,6 +184,10 @@ class CredentialsError(SourceError):
 
 class ExchangeError(SourceError):
     """The exchange could not be reached, or answered with an error."""
+
+
+class NotFound(ExchangeError):
+    """The exchange does not know the product or the order that was asked for."""
 
 
 class IncompleteRead(SourceError):

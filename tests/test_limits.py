@@ -25,7 +25,8 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.fills import archive
-from statestore.fills.archive import Rules, replay_archive
+from statestore.fills.archive import replay_archive
+from statestore.fills.folding import Rules
 from statestore.fills.ledger import LedgerSource
 from statestore.fills.normalise import normalise
 from statestore.fills.sources import recorded

@@ -1,0 +1,1 @@
+"""Other places for a state than a file, and what follows it: databases and the mirror."""

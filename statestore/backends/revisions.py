@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,7 +42,6 @@ from statestore.errors import (
 
 logger = logging.getLogger(__name__)
 
-_HOST = os.uname().nodename
 _FORMER = "former"
 
 
@@ -474,19 +472,8 @@ class RevisionStore(StateStore):
     ) -> StateMeta:
         former = found.pointer
         at_least = (document.revision, former.revision if former else 0)
-        meta = codec.Meta(
-            revision=max(*at_least, known.revision if known else 0) + 1,
-            saved_at=f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z",
-            reason=reason.encode("utf-8", "backslashreplace").decode(),
-            writer=f"{os.getpid()}@{_HOST}",
-        )
-        data, blank = codec.render(document, meta)
-        if len(data) > codec.MAX_BYTES:
-            raise StateInvalid(
-                self.path,
-                f"the state is {len(data)} bytes long, and more than {codec.MAX_BYTES} are not "
-                f"loaded again ({self.path} is unchanged)",
-            )
+        revision = max(*at_least, known.revision if known else 0) + 1
+        meta, data, blank = self._rendered(document, revision, reason)
         document = codec.seal(document, meta, data, blank)
         to = Pointer(meta.revision, document.identity)
         if not self._swap(former, to, bytes(data), before_commit):

@@ -126,7 +126,7 @@ def replay(paths: tuple[Path, ...], **flags: Any) -> int:
     Parquet. No state is read, no balance and no exchange, as in 'statestore replay'.
     """
     set_up_logging(flags["verbose"])
-    from statestore.fills.archive import Rules
+    from statestore.fills.folding import Rules
     from statestore.fills.partitions import partitions_of
     from statestore.model import Method
     from statestore.repair.fleet import Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,12 @@ def load_processor(named: str | None) -> Processor:
 
 
 def process_pending(
-    inbox: Inbox, processor: Processor, store: StateStore, only: Iterable[str] | None = None
+    inbox: Inbox, processor: Processor, store: StateStore
 ) -> tuple[dict[str, Any], int]:
     """Drain the inbox, telling each signal; return the report and the exit code."""
     counts = {"done": 0, "failed": 0, "waiting": 0}
     rows = []
-    for processed in drain(inbox, processor, StateBook(store), only=only):
+    for processed in drain(inbox, processor, StateBook(store)):
         counts[processed.fate] += 1
         rows.append(_told(processed))
         note(_line(processed))

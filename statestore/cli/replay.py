@@ -15,7 +15,8 @@ from statestore.cli.options import FILE, Instant
 from statestore.cli.output import note, print_json
 from statestore.cli.screen import console
 from statestore.errors import UsageError
-from statestore.fills.archive import Archive, OnBytes, Rules, replay_archive
+from statestore.fills.archive import Archive, OnBytes, replay_archive
+from statestore.fills.folding import Rules
 from statestore.fills.told import document, status_of
 from statestore.model import PEGS, Method, Status
 from statestore.times import format_instant

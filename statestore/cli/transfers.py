@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from statestore import __version__
 from statestore.cli.output import note
-from statestore.config import Places, operator
-from statestore.errors import AuditBroken, BackendUnavailable, StateError, UsageError
+from statestore.config import Places
+from statestore.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from statestore.backends.database import Database
@@ -88,7 +87,7 @@ def import_halted(
     """
     from statestore.disk.audit import AuditLog
     from statestore.disk.store import StateStore
-    from statestore.repair.rebuild import halted
+    from statestore.repair.rebuild import halted, record
     from statestore.runtime.tables import import_tables
 
     # The bot's: where its state is in a database, that halts it as well as the file does.
@@ -102,23 +101,6 @@ def import_halted(
             note(f"It may have been imported all the same: look with --verify ({file}).")
         raise
     ids = {key: e.get("id") for key, e in plan.positions.items() if isinstance(e, Mapping)}
-    record = {
-        "action": "import",
-        "state": tables.database.address,
-        "by": operator(),
-        "version": __version__,
-        "revision": None,
-        "sha256": None,
-        "from": str(file.absolute()),
-        "from_sha256": read.sha256,
-        "positions": ids,
-    }
-    try:
-        AuditLog(where.audit_file).append(record)
-    except StateError as error:
-        raise AuditBroken(
-            where.audit_file,
-            f"{len(ids)} position(s) were imported into {tables.database.address}, but the audit "
-            f"line is missing: {error}",
-        ) from error
+    facts = {"from": str(file.absolute()), "from_sha256": read.sha256, "positions": ids}
+    record(AuditLog(where.audit_file), "import", tables.database.address, facts)
     return plan

@@ -1,0 +1,1 @@
+"""The state as a file: durable, locked, sealed by a sum, with backups. Knows nothing of fills."""

@@ -117,10 +117,6 @@ class Section(msgspec.Struct, frozen=True):
     text: bytes
     decimals: bool
 
-    @property
-    def compact(self) -> bytes:
-        return msgspec.json.format(self.text, indent=-1)
-
 
 # By key: a scalar itself, or what tells two values apart (a snapshot by `marshal`, or its hash);
 # and that value encoded, for what is no scalar once it was seen twice.

@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,14 @@ from statestore.disk import codec
 from statestore.disk.backups import Backups, copy_to
 from statestore.disk.durable import Durability
 from statestore.disk.reading import Found, OnMismatch
-from statestore.errors import BackupFailed, Place, StateCorrupt, StateMissing, UsageError
+from statestore.errors import (
+    BackupFailed,
+    Place,
+    StateCorrupt,
+    StateInvalid,
+    StateMissing,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -44,6 +52,8 @@ if TYPE_CHECKING:
     from statestore.disk.saver import Saver
 
 logger = logging.getLogger(__name__)
+
+_HOST = os.uname().nodename
 
 Numbers = codec.Numbers
 BeforeCommit = Callable[[], None]
@@ -471,6 +481,29 @@ class StateStore:
         if expected is not None and expected != known.revision:
             return Known(expected, None, known.recovered)
         return known
+
+    def _rendered(
+        self, document: codec.Document, revision: int, reason: str
+    ) -> tuple[codec.Meta, bytearray, slice]:
+        """Return what is said of a save, its text, and where in that the sum is still to stand.
+
+        Raises:
+            StateInvalid: it is longer than what is loaded again.
+        """
+        meta = codec.Meta(
+            revision=revision,
+            saved_at=f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z",
+            reason=reason.encode("utf-8", "backslashreplace").decode(),
+            writer=f"{os.getpid()}@{_HOST}",
+        )
+        data, blank = codec.render(document, meta)
+        if len(data) > codec.MAX_BYTES:
+            raise StateInvalid(
+                self.path,
+                f"the state is {len(data)} bytes long, and more than {codec.MAX_BYTES} are not "
+                f"loaded again ({self.path} is unchanged)",
+            )
+        return meta, data, blank
 
     def _accept(self, seen: Found, state: Mapping[str, Any] | None) -> StateMeta:
         self._seen = seen

@@ -108,17 +108,17 @@ def replace_file(
     data: bytes | bytearray,
     *,
     keep_previous: Path | None = None,
-    mode: int | None = None,
     before_commit: Callable[[], None] | None = None,
     durability: Durability = "full",
     finish: Callable[[], slice] | None = None,
 ) -> os.stat_result:
     """Put `data` under `path`, durably and in one step; return the status of the new file.
 
+    A new file is its owner's only (0600). One that is there keeps its mode, and its owner where the
+    process may set it.
+
     Args:
         keep_previous: where the present file is kept (``.bak``); what stands there is replaced.
-        mode: permission bits of a file that does not exist yet, 0600 unless given. An existing
-            file keeps its mode, and its owner where the process may set it.
         before_commit: called when the new bytes are safe under the temporary name and nothing
             else has changed; if it raises, nothing does.
         durability: one fsync is enough only where the former file is kept, to be loaded if the
@@ -148,7 +148,7 @@ def replace_file(
             part = finish()
             os.lseek(descriptor, part.start, os.SEEK_SET)
             write_all(descriptor, data[part])
-        _take_over(descriptor, previous, mode)
+        _take_over(descriptor, previous)
         if durability == "full":
             step = "fsync"
             os.fsync(descriptor)
@@ -478,11 +478,9 @@ def _create(temporary: str) -> int:
         return os.open(temporary, _CREATE, NEW_FILE_MODE)
 
 
-def _take_over(descriptor: int, previous: os.stat_result | None, mode: int | None) -> None:
+def _take_over(descriptor: int, previous: os.stat_result | None) -> None:
     """Give the new file the mode and owner of the one it replaces, and another mtime."""
     if previous is None:
-        if mode is not None:
-            os.fchmod(descriptor, mode)
         return
     if (previous.st_uid, previous.st_gid) == (os.geteuid(), os.getegid()):
         # The new file is not looked at: on a kernel with fine timestamps (6.13 and later) a file

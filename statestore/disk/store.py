@@ -27,7 +27,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -46,7 +45,6 @@ from statestore.errors import (
     Place,
     RevisionConflict,
     StateCorrupt,
-    StateInvalid,
     StateMissing,
     UsageError,
 )
@@ -58,7 +56,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HOST = os.uname().nodename
 
 # From here on the disk is given the bytes before their checksum: it is at work while that is
 # computed. Below, a second transfer costs it more than that saves.
@@ -334,19 +331,7 @@ class FileStore(StateStore):
         revision = max(found.revision, document.revision, at_least)
         if not found.sealed:
             revision = max(revision, peek_revision(self.path), peek_revision(self.backup_path))
-        meta = codec.Meta(
-            revision=revision + 1,
-            saved_at=f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z",
-            reason=reason.encode("utf-8", "backslashreplace").decode(),
-            writer=f"{os.getpid()}@{_HOST}",
-        )
-        data, blank = codec.render(document, meta)
-        if len(data) > codec.MAX_BYTES:
-            raise StateInvalid(
-                self.path,
-                f"the state is {len(data)} bytes long, and more than {codec.MAX_BYTES} are not "
-                f"loaded again ({self.path} is unchanged)",
-            )
+        meta, data, blank = self._rendered(document, revision + 1, reason)
 
         def fill_in() -> slice:
             nonlocal document

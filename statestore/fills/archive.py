@@ -2,10 +2,10 @@
 
 The figures are those of `normalise`, `movements_of` and `replay` on the whole file. What is
 different is the way there: JSON Lines are read a block at a time, and each fill is taken into its
-asset's account and forgotten. That is the same thing as long as an asset's fills stand in the file
-in the order they are replayed in, and no identity comes twice. Both are checked for every fill. An
-asset for which one does not hold is replayed from its own rows in a second reading of the file; a
-file that is not one fill a line (pages, a list, a CSV) is read whole.
+asset's account and forgotten (`folding`). That is the same thing as long as an asset's fills stand
+in the file in the order they are replayed in, and no identity comes twice. Both are checked for
+every fill. An asset for which one does not hold is replayed from its own rows in a second reading
+of the file; a file that is not one fill a line (pages, a list, a CSV) is read whole.
 
 With several processes each reads a range of the file. A range but the first does not know what was
 held before it, so it guesses where its first lifecycle ends, keeps the fills until then, and folds
@@ -18,9 +18,8 @@ from __future__ import annotations
 import multiprocessing
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import compress, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,46 +27,14 @@ from typing import Any, BinaryIO
 
 from statestore.amounts import exact
 from statestore.errors import RecordedFileError
-from statestore.fills.normalise import (
-    PlainRow,
-    PlainRows,
-    Skipped,
-    decode_json,
-    fill_from_row,
-    names_of,
-    normalise,
-    plain_rows,
-    trade_number,
-    widened,
-)
-from statestore.fills.replay import (
-    Average,
-    Book,
-    Position,
-    movements_of,
-    position_of,
-    replay,
-)
-from statestore.fills.sources.recorded import is_fill, read_fills
-from statestore.model import (
-    CASH,
-    Batch,
-    Fill,
-    FillKind,
-    Method,
-    Normalised,
-    Rejected,
-    Row,
-    Side,
-    settled_in,
-)
-from statestore.times import format_instant, parse_instant
+from statestore.fills.folding import BLANKS, Fold, NotLines, Replayed, Rules, legs_of, origin_of
+from statestore.fills.normalise import decode_json, names_of, normalise
+from statestore.fills.replay import movements_of, replay
+from statestore.fills.sources.recorded import read_fills
+from statestore.model import CASH, Batch, FillKind, Method, Normalised, Rejected, Row, Side
 
 # Larger blocks are slower: beyond 128 KiB the system is asked for fresh memory each time.
 _BLOCK = 1 << 16
-
-# A guess is trusted when it was right and has seen so many fills.
-_SURE_AFTER = 128
 
 # Identities that are compared at once; each takes 60 bytes while they are.
 _MOST_AT_ONCE = 600_000
@@ -89,26 +56,9 @@ _LEAST_RANGE = 1 << 20
 # A line that is longer holds more than one fill.
 _LONGEST_LINE = 1 << 20
 
-_BLANKS = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
 OnBytes = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """One asset.
-
-    Attributes:
-        fills: how many moved it; ``first`` and ``last``: instants of the oldest and the newest.
-        adjusted: some were of a kind whose sign only a balance can tell; taken as they stand.
-    """
-
-    position: Position
-    fills: int
-    first: int
-    last: int
-    adjusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,32 +77,6 @@ class Archive:
     skipped: Mapping[str, int] = field(default_factory=dict)
     skipped_products: tuple[str, ...] = ()
     read_again: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How fills are accounted, and which: those in ``[since, until)``."""
-
-    method: Method = Method.AVERAGE
-    increment: Decimal = Decimal("1E-8")
-    since: int | None = None
-    until: int | None = None
-
-    def in_window(self, fills: Iterable[Fill]) -> list[Fill]:
-        return [fill for fill in fills if self.covers(fill.time)]
-
-    def covers(self, time: int) -> bool:
-        return (self.since is None or self.since <= time) and (
-            self.until is None or time < self.until
-        )
-
-
-# A row, its time, its price, its size, its commission.
-_Columns = tuple[PlainRow, str, Decimal, Decimal, Decimal]
-
-
-class NotLines(Exception):
-    """The file is not one fill a line."""
 
 
 # The whole file, or some of it, at once: what defines the figures
@@ -178,20 +102,14 @@ def replay_fills(read: Normalised, rules: Rules, only: Collection[str] | None = 
     return Archive(assets, read.rejected, read.duplicates, read.skipped, read.skipped_products)
 
 
-def _legs(product_id: str) -> tuple[str, ...]:
-    """Assets a fill of the product moves; none where it is not spot."""
-    legs = tuple(product_id.split("-"))
-    return legs if len(legs) == 2 and all(legs) else ()
-
-
 def _rows_of(path: Path, assets: Collection[str]) -> Batch:
     """The rows of a file of lines that move any of the assets."""
     rows = []
     for number, line in _numbered_lines(path):
-        if not set(assets).isdisjoint(_legs(names_of(line)[1])):
+        if not set(assets).isdisjoint(legs_of(names_of(line)[1])):
             payload = decode_json(line)
             assert isinstance(payload, dict)  # as when it was first read
-            rows.append(Row(payload, _origin(path.name, number)))
+            rows.append(Row(payload, origin_of(path.name, number)))
     return Batch(tuple(rows), pages=1, exhausted=True)
 
 
@@ -201,426 +119,17 @@ def _sharing(path: Path, hashes: Collection[int]) -> set[str]:
     for _, line in _numbered_lines(path):
         names, product_id = names_of(line)
         if any(hash(name) in hashes for name in names):
-            found.update(leg for n, leg in enumerate(_legs(product_id)) if not n or leg not in CASH)
+            found.update(
+                leg for n, leg in enumerate(legs_of(product_id)) if not n or leg not in CASH
+            )
     return found
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip(_BLANKS):
-                yield number, line.removeprefix(b"\xef\xbb\xbf")
-
-
-def _origin(name: str, line: int) -> str:
-    return f"{name} line {line}"
-
-
-# A line at a time
-
-
-class _Account:
-    """One asset while its fills are read.
-
-    Attributes:
-        average: the account while average cost in one currency is all it takes; else ``book`` is.
-        buy, sell: of the average, or of the guess that stands before it.
-        last: the newest row, or fill, so far; ``time`` and ``first`` are times as wide texts.
-        orderly: tied rows stood by their identity so far.
-        filled: it was traded as such, and has not only paid for something.
-        again: it has to be replayed from a second reading.
-    """
-
-    __slots__ = (
-        "adjusted",
-        "again",
-        "average",
-        "book",
-        "buy",
-        "filled",
-        "fills",
-        "first",
-        "last",
-        "orderly",
-        "products",
-        "sell",
-        "time",
-    )
-
-    def __init__(self) -> None:
-        self.average: Average | None = None
-        self.book: Book | None = None
-        self.buy: Callable[..., object] = _nothing
-        self.sell: Callable[..., bool] = _nothing
-        self.last: PlainRow | Fill | None = None
-        self.products: list[str] = []
-        self.time = self.first = ""
-        self.fills = 0
-        self.adjusted = self.filled = self.again = False
-        self.orderly = True
-
-    def use(self, average: Average) -> None:
-        self.average = average
-        self.buy, self.sell = average.buy, average.sell
-
-    def follows(self, row: PlainRow | Fill, time: str, units: Decimal | None) -> bool:
-        """Whether a row no later than the last one still stands where it is replayed.
-
-        Args:
-            units: those of a plain row, None for a fill that the book takes.
-        """
-        last = self.last
-        if time < self.time or last is None:
-            return last is None
-        before, this = _place(last), _place(row)
-        if before != this:
-            self.orderly = before < this
-            return self.orderly
-        if (last.product_id, last.side) != (row.product_id, row.side):
-            return False
-        self.orderly &= last.entry_id < row.entry_id
-        if self.orderly and (units is not None or isinstance(last, Fill)):
-            return True
-        # The sums are the same in any order, unless one of them goes flat on the way.
-        if self.average is None or units is None:
-            return False
-        return row.side == "BUY" or self.average.stays_open(units)
-
-    def continue_from(self, before: _Account | None, guess: _Guess | None) -> None:
-        """Be the account of all fills: those of ``before``, and one's own."""
-        opening = None if self.average is None else self.average.fresh()
-        if before is not None:
-            earlier = before.average
-            if earlier and opening and before.time < self.first:
-                opening = earlier if earlier.charged == opening.charged else None
-            else:
-                opening = None
-            self.first = before.first
-            self.fills += before.fills
-            self.filled |= before.filled
-        resolved = None if opening is None or guess is None else guess.resolve(opening)
-        self.average = resolved
-        self.again = resolved is None
-
-    def replayed(self) -> Replayed:
-        book = self.book if self.average is None else self.average.book()
-        assert book is not None
-        return Replayed(
-            position_of(book),
-            self.fills,
-            parse_instant(self.first),
-            parse_instant(self.time),
-            self.adjusted,
-        )
-
-
-def _nothing(*_: object) -> bool:
-    return False
-
-
-def _place(row: PlainRow | Fill) -> tuple[str, int]:
-    """What orders rows of one time: posting, then the trade id."""
-    if isinstance(row, PlainRow):
-        return widened(row.sequence_timestamp), trade_number(row.trade_id or "")
-    return _wide(row.time if row.sequence is None else row.sequence), trade_number(row.trade_id)
-
-
-class _Fold:
-    """Takes lines into accounts.
-
-    Attributes:
-        accounts: by asset.
-        hashes: of the identities of all rows; two that are equal are looked into.
-        lines, rows: how many so far; a blank line is none of the rows.
-        guessing: it is not known what was held before the first line.
-    """
-
-    def __init__(self, name: str, rules: Rules, *, guessing: bool = False) -> None:
-        self.name = name
-        self.rules = rules
-        self.guessing = guessing
-        self.accounts: dict[str, _Account] = {}
-        self.guesses: dict[str, _Guess] = {}
-        self.hashes = array("q")
-        self.rejected: list[tuple[int, str, str]] = []
-        self.skipped: dict[str, set[str]] = {}
-        self.skipped_products: set[str] = set()
-        self.lines = self.rows = 0
-        self._routes: dict[str, _Account] = {}
-        everything = rules.since is None and rules.until is None
-        self._since = "" if rules.since is None else _wide(rules.since)
-        self._until = "" if everything else "~" if rules.until is None else _wide(rules.until)
-
-    def take(self, block: bytes) -> None:
-        """Take in whole lines.
-
-        Raises:
-            NotLines: one of them is no fill.
-        """
-        read = plain_rows(block)
-        if read is not None:
-            self._plain(read)
-        else:
-            for line in block.splitlines(keepends=True):
-                self._line(line)
-
-    def _line(self, line: bytes) -> None:
-        read = plain_rows(line)
-        if read is not None:
-            self._plain(read)
-            return
-        self.lines += 1
-        if not line.strip(_BLANKS):
-            return
-        self.rows += 1
-        try:
-            document = decode_json(line)
-        except ValueError:
-            raise NotLines from None
-        if not is_fill(document):
-            raise NotLines
-        fill = self._read(Row(document, _origin(self.name, self.lines)), self.lines)
-        if fill is not None:
-            self.hashes.append(hash(fill.entry_id))
-            self._take_fill(fill)
-
-    def _plain(self, read: PlainRows) -> None:
-        self.hashes.extend(map(hash, read.ids))
-        columns: Iterable[_Columns]
-        columns = zip(read.rows, read.times, read.prices, read.sizes, read.commissions, strict=True)
-        if self._since or self._until:
-            columns = self._within(read, columns)
-        route = self._routes.get
-        for row, time, price, size, fee in columns:
-            account = route(row.product_id) or self._route(row, time)
-            if account is None:
-                self._odd(read, row)
-                continue
-            quoted = row.size_in_quote
-            if quoted:
-                units, notional = size / price, size
-            else:
-                units, notional = size, size * price
-            if time <= account.time and not account.follows(row, time, units):
-                self._leave(account)
-                continue
-            if row.side == "BUY":
-                account.buy(units, notional, fee, time, quoted)
-            elif not account.sell(units, notional, fee, quoted):
-                self._odd(read, row)
-                continue
-            account.time = time
-            account.last = row
-            account.fills += 1
-        self.lines += len(read.rows)
-        self.rows += len(read.rows)
-
-    def _within(self, read: PlainRows, columns: Iterable[_Columns]) -> Iterator[_Columns]:
-        for one in columns:
-            if self._since <= one[1] < self._until:
-                yield one
-            elif not _legs(one[0].product_id):
-                self._odd(read, one[0])  # what is skipped and rejected is so of the whole file
-
-    def _route(self, row: PlainRow, time: str) -> _Account | None:
-        """The account that takes rows of this product as they are; None: there is none."""
-        legs = _legs(row.product_id)
-        if len(legs) != 2 or self.rules.method is not Method.AVERAGE:
-            return None
-        base, quote = legs
-        if base in CASH or quote not in CASH:
-            return None
-        account = self._account(base)
-        if account.again or account.book is not None:
-            return None
-        if account.average is None:
-            self._begin(base, account, Average(settled_in(quote), quote, self.rules.increment))
-            account.first = time
-        if account.average is None or account.average.charged != quote:
-            return None
-        account.filled = True
-        account.products.append(row.product_id)
-        self._routes[row.product_id] = account
-        return account
-
-    def _begin(self, asset: str, account: _Account, average: Average) -> None:
-        account.use(average)
-        if self.guessing:
-            self.guesses[asset] = _Guess(account, average)
-
-    def _account(self, asset: str) -> _Account:
-        account = self.accounts.get(asset)
-        if account is None:
-            account = self.accounts[asset] = _Account()
-            account.again = asset in CASH  # what it paid for is not followed
-        return account
-
-    def _odd(self, read: PlainRows, row: PlainRow) -> None:
-        """Take in a row that is plain, but not so for its account."""
-        base, quote = _legs(row.product_id) or ("", "")
-        account = self.accounts.get(base)
-        if account is not None and account.again and quote in CASH:
-            return
-        line = self.lines + 1 + next(n for n, one in enumerate(read.rows) if one is row)
-        fill = self._read(row.row(_origin(self.name, line)), line)
-        if fill is not None:
-            self._take_fill(fill)
-
-    def _read(self, row: Row, line: int) -> Fill | None:
-        entry_id = row.payload.get("entry_id")
-        try:
-            return fill_from_row(row)
-        except Skipped as skip:
-            self.skipped.setdefault(skip.category, set()).add(str(entry_id or row.origin))
-            self.skipped_products.add(skip.product_id)
-        except ValueError as error:
-            self.rejected.append((line, str(entry_id or ""), str(error)))
-        return None
-
-    def _take_fill(self, fill: Fill) -> None:
-        """Take in a fill the way every fill can be."""
-        if not self.rules.covers(fill.time):
-            return
-        self._account(fill.base).filled = True
-        self._take_leg(fill.base, fill)
-        if fill.quote not in CASH and fill.quote != fill.base:
-            self._account(fill.quote).filled |= fill.side is Side.SELL
-            self._take_leg(fill.quote, fill)
-
-    def _take_leg(self, asset: str, fill: Fill) -> None:
-        account = self.accounts[asset]
-        time = _wide(fill.time)
-        is_base = asset == fill.base
-        if account.again:
-            return
-        if self.guessing or (
-            time <= account.time and not (is_base and account.follows(fill, time, None))
-        ):
-            self._leave(account)
-            return
-        if account.book is None:
-            self._widen(account)
-        assert account.book is not None
-        for movement in movements_of(asset, [fill]):
-            account.book.apply(movement)
-        account.first = account.first or time
-        account.time = time
-        account.last = fill
-        account.fills += 1
-        account.adjusted |= fill.kind is not FillKind.FILL
-
-    def summary(self) -> _Fold:
-        """Return what is to be said of the rows, without the accounts and the identities."""
-        summary = _Fold(self.name, self.rules)
-        summary.rejected, summary.skipped = self.rejected, self.skipped
-        summary.skipped_products = self.skipped_products
-        summary.lines, summary.rows = self.lines, self.rows
-        return summary
-
-    def append(self, summary: _Fold) -> None:
-        """Add what is to be said of the rows that follow."""
-        self.rejected += [(self.lines + line, name, why) for line, name, why in summary.rejected]
-        for category, rows in summary.skipped.items():
-            self.skipped.setdefault(category, set()).update(rows)
-        self.skipped_products |= summary.skipped_products
-        self.lines += summary.lines
-        self.rows += summary.rows
-
-    def after(self, accounts: dict[str, _Account]) -> dict[str, _Account]:
-        """Return the accounts when these are those before the first line. They come from another
-        process, and go to one."""
-        if self.guessing:
-            for asset, account in self.accounts.items():
-                account.continue_from(accounts.get(asset), self.guesses.get(asset))
-        accounts |= self.accounts
-        for account in accounts.values():
-            account.buy = account.sell = _nothing
-        return accounts
-
-    def _widen(self, account: _Account) -> None:
-        rules = self.rules
-        if account.average is None:
-            account.book = Book(rules.method, increment=rules.increment)
-        else:
-            account.book = account.average.book()
-        self._close(account)
-
-    def _leave(self, account: _Account) -> None:
-        account.again = True
-        account.book = None
-        self._close(account)
-
-    def _close(self, account: _Account) -> None:
-        account.average = None
-        account.buy = account.sell = _nothing
-        for product_id in account.products:
-            self._routes.pop(product_id, None)
-
-
-class _Guess:
-    """Stands before an average whose opening is not known; keeps what may have to be told again.
-
-    Where nothing is sold that is not held, an asset is flat whenever its running total is lowest.
-    So every sell beyond what the average holds makes it begin anew, flat, after that sell. Once it
-    goes flat by itself it is likely to have been right: the fills since are kept no longer, and
-    the average is on its own. `resolve` tells whether it was right.
-    """
-
-    def __init__(self, account: _Account, average: Average) -> None:
-        self._account = account
-        self._fresh = average.fresh
-        self._before: list[_Kept] = []
-        self._since: list[_Kept] | None = []
-        self._begin(average)
-
-    def _begin(self, average: Average) -> None:
-        self.average = average
-        self._account.average = average
-        self._account.buy, self._account.sell = self._buy, self._sell
-
-    def _buy(self, *values: Any) -> None:
-        assert self._since is not None
-        self._since.append(("BUY", values))
-        self.average.buy(*values)
-
-    def _sell(self, *values: Any) -> bool:
-        assert self._since is not None
-        self._since.append(("SELL", values))
-        if not self.average.sell(*values):
-            self._before += self._since
-            self._since = []
-            self._begin(self._fresh())
-        elif not self.average.units and len(self._since) >= _SURE_AFTER:
-            self._since = None
-            self._account.use(self.average)
-        return True
-
-    def resolve(self, opening: Average) -> Average | None:
-        """Return the account of the opening and everything since; None: only the file can tell."""
-        if not _apply(self._before, opening):
-            return None
-        if self._since is not None:
-            return opening if _apply(self._since, opening) else None
-        return None if opening.units else opening.followed_by(self.average)
-
-
-_Kept = tuple[str, tuple[Any, ...]]
-
-
-def _apply(kept: Iterable[_Kept], average: Average) -> bool:
-    """Whether every one of them could be taken in."""
-    for side, values in kept:
-        if side == "BUY":
-            average.buy(*values)
-        elif not average.sell(*values):
-            return False
-    return True
-
-
-def _wide(time: int) -> str:
-    """The instant with nine fraction digits: such texts are ordered as the instants are."""
-    whole, _, fraction = format_instant(time).rstrip("Z").partition(".")
-    return f"{whole}.{fraction:0<9}Z"
+            if line.strip(BLANKS):
+                yield number, line.removeprefix(_BOM)
 
 
 # The whole of it
@@ -644,7 +153,7 @@ def replay_archive(
         if jobs > 1 and rules.method is Method.AVERAGE and size >= jobs * _LEAST_RANGE:
             fold, shared = _fold_in_ranges(path, rules, size, jobs, on_bytes)
         else:
-            fold = _Fold(path.name, rules)
+            fold = Fold(path.name, rules)
             for block in _blocks(path, 0, size):
                 fold.take(block)
                 if on_bytes:
@@ -657,7 +166,7 @@ def replay_archive(
         raise RecordedFileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _finished(path: Path, rules: Rules, fold: _Fold, shared: Collection[int]) -> Archive:
+def _finished(path: Path, rules: Rules, fold: Fold, shared: Collection[int]) -> Archive:
     if fold.rows < 2:
         raise NotLines  # one object is not yet a file of lines, and is spoken of otherwise
     again = {asset for asset, account in fold.accounts.items() if account.again}
@@ -669,8 +178,8 @@ def _finished(path: Path, rules: Rules, fold: _Fold, shared: Collection[int]) ->
         if account.filled and asset not in again
     }
     rejected = {
-        (entry_id or _origin(path.name, line), reason): Rejected(
-            entry_id, _origin(path.name, line), reason
+        (entry_id or origin_of(path.name, line), reason): Rejected(
+            entry_id, origin_of(path.name, line), reason
         )
         for line, entry_id, reason in reversed(fold.rejected)
     }
@@ -758,7 +267,7 @@ def _split(hashes: array[int], parts: int, byte: int = 0) -> Iterator[array[int]
 
 def _fold_in_ranges(
     path: Path, rules: Rules, size: int, jobs: int, on_bytes: OnBytes | None
-) -> tuple[_Fold, set[int]]:
+) -> tuple[Fold, set[int]]:
     """Fold as many ranges of the file as there are jobs, each in a process of its own."""
     # Forked ones share the secret that texts are hashed with, and import nothing again.
     processes = multiprocessing.get_context("fork")
@@ -787,8 +296,8 @@ def _fold_in_ranges(
 
 def _merged(
     connections: list[Connection], path: Path, rules: Rules, on_bytes: OnBytes | None
-) -> tuple[_Fold, set[int]]:
-    folded: dict[int, tuple[_Fold, list[bytes]]] = {}
+) -> tuple[Fold, set[int]]:
+    folded: dict[int, tuple[Fold, list[bytes]]] = {}
     while len(folded) < len(connections):
         for number, connection in enumerate(connections):
             if number not in folded and connection.poll(_PATIENCE_SECONDS):
@@ -799,7 +308,7 @@ def _merged(
                     on_bytes(answer)
     for number, connection in enumerate(connections):
         connection.send([hashes[number] for _, hashes in folded.values()])
-    whole = _Fold(path.name, rules)
+    whole = Fold(path.name, rules)
     for number, connection in enumerate(connections):
         whole.append(folded[number][0])
         connection.send(whole.accounts)
@@ -829,7 +338,7 @@ def _work(
 def _work_on(
     connection: Connection, path: Path, rules: Rules, start: int, end: int, jobs: int
 ) -> None:
-    fold = _Fold(path.name, rules, guessing=start > 0)
+    fold = Fold(path.name, rules, guessing=start > 0)
     told = read = 0
     for block in _blocks(path, start, end):
         fold.take(block)

@@ -23,7 +23,8 @@ from urllib.parse import unquote
 
 from statestore.amounts import text
 from statestore.errors import RecordedFileError, UsageError
-from statestore.fills.archive import Archive, Rules, replay_archive, replay_fills
+from statestore.fills.archive import Archive, replay_archive, replay_fills
+from statestore.fills.folding import Rules
 from statestore.fills.normalise import normalise
 from statestore.fills.sources.recorded import read_fills
 from statestore.model import Batch, Row

@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import Any
 
 from statestore.amounts import written
-from statestore.fills.archive import Archive, Replayed
+from statestore.fills.archive import Archive
+from statestore.fills.folding import Replayed
 from statestore.model import Status
 from statestore.times import format_instant
 

@@ -1,0 +1,1 @@
+"""Putting a state right from fills: proposed first, written once. `rebuild` knows the order."""

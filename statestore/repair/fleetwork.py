@@ -28,7 +28,8 @@ from statestore.disk.backups import Retention
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import LeaseHeld, RebuildRefused, StateStoreError
-from statestore.fills.archive import Archive, Rules
+from statestore.fills.archive import Archive
+from statestore.fills.folding import Rules
 from statestore.fills.partitions import Partition, replay_partition
 from statestore.fills.sources.pace import Pace
 from statestore.fills.told import document as archive_document
@@ -158,7 +159,7 @@ def _run_one(account: Account, work: Work, pace: Pace) -> Result:
 def _rebuilt(account: Account, work: Work, pace: Pace) -> Result:
     where = account.where
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    _refuse_a_trading_bot(store, KillSwitch(where.kill_switch))
+    _refuse_a_trading_bot(store, store.kill_switch(where.kill_switch))
     dry_run = work.task is Task.PLAN
     origin = replace(account.origin, keep=not dry_run)
     opened = open_source(origin, where, account.settings, pace=pace)
@@ -200,7 +201,7 @@ def _refuse_a_trading_bot(store: StateStore, kill_switch: KillSwitch) -> None:
     who = ", ".join(f"{name} {holder.get(name, 'unknown')}" for name in ("pid", "host", "since"))
     raise LeaseHeld(
         store.path,
-        f"a bot runs on {store.path} ({who}) and its kill switch {kill_switch.path} is not "
+        f"a bot runs on {store.path} ({who}) and its kill switch {kill_switch} is not "
         "engaged; engage it, or stop the bot, and run this again",
     )
 
@@ -209,7 +210,7 @@ def _apply(store: StateStore, account: Account, proposal: Proposal, *, allow_liv
     applied = apply(
         store,
         proposal,
-        KillSwitch(account.where.kill_switch),
+        store.kill_switch(account.where.kill_switch),
         AuditLog(account.where.audit_file),
         skip_unproven=account.skip_unproven,
         allow_live=allow_live,

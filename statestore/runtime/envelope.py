@@ -61,6 +61,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.runtime import legacy
+from statestore.runtime.cells import cell_of, cells_of, name_of, parsed, value_of
 
 Kind = Literal["positions", "tokens", "state"]
 Format = Literal["json", "jsonl", "csv"]
@@ -71,7 +72,7 @@ FORMAT = f"{NAME}/1"
 MAX_BYTES = 256 * 1024 * 1024
 # In a row: the key of its entry where no column of it says that, and an entry that is no object.
 KEY = "_key"
-VALUE = "_value"
+VALUE = "value_of"
 
 _ROWS = {"positions": "positions", "tokens": "tokens"}
 _FIELDS = ("format", "kind", "sha256", "exported_at", "count", "filters", "source", "balances")
@@ -227,9 +228,9 @@ def _render_csv(path: Path, envelope: Envelope) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = list(dict.fromkeys(name for row in envelope.rows for name in row))
-    writer.writerow(map(_cell, columns))
+    writer.writerow(map(cell_of, columns))
     for row in envelope.rows:
-        writer.writerow(_cell(row[name]) if name in row else "" for name in columns)
+        writer.writerow(cell_of(row[name]) if name in row else "" for name in columns)
     head = next(_lines(path, envelope))
     return b"# " + head + b"\n" + text.getvalue().encode()
 
@@ -266,7 +267,7 @@ def read(path: Path) -> Envelope:
         return _read_lines(path, data, _json_rows)
     if path.suffix.lower() == ".csv" and not data.lstrip().startswith((b"{", b"[")):
         return _bare_csv(path, data)
-    document = _strict(path, data)
+    document = parsed(path, data)
     if not isinstance(document, dict) or "format" not in document:
         return _legacy(path, data, document)
     _require_format(path, document)
@@ -277,7 +278,7 @@ def read(path: Path) -> Envelope:
 
 def _read_lines(path: Path, data: bytes, rows_of: Callable[[Path, bytes], list[Row]]) -> Envelope:
     head, _, rest = data.partition(b"\n")
-    document = _strict(path, head.removeprefix(b"#"), "line 1")
+    document = parsed(path, head.removeprefix(b"#"), "line 1")
     if not isinstance(document, dict):
         raise StateInvalid(path, f"{path} line 1 is {json_type(document)}, an object is expected")
     _require_format(path, document)
@@ -442,25 +443,25 @@ def _is_header(line: bytes) -> bool:
 
 def _json_rows(path: Path, data: bytes) -> list[Row]:
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    return [_row(path, _strict(path, line, f"line {n}"), n) for n, line in enumerate(lines, 2)]
+    return [_row(path, parsed(path, line, f"line {n}"), n) for n, line in enumerate(lines, 2)]
 
 
 def _csv_rows(path: Path, data: bytes, line: int = 2) -> list[Row]:
     """Return the rows below the names of the columns, which are on `line`."""
     lines = iter(data.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"))
-    columns = [_text(path, cell, line) for cell in _cells(path, next(lines), line)]
+    columns = [name_of(path, cell, line) for cell in cells_of(path, next(lines), line)]
     if len(set(columns)) != len(columns):
         twice = strict.twice_in(columns)
         raise StateInvalid(path, f"{path} line {line}: the column {twice!r:.80} is there twice")
     rows = []
     for number, raw in enumerate(lines, line + 1):
-        cells = _cells(path, raw, number)
+        cells = cells_of(path, raw, number)
         if len(cells) != len(columns):
             raise StateInvalid(
                 path, f"{path} line {number} has {len(cells)} cells, and {len(columns)} columns"
             )
         pairs = zip(columns, cells, strict=True)
-        rows.append({name: _value(path, cell, number) for name, cell in pairs if cell})
+        rows.append({name: value_of(path, cell, number) for name, cell in pairs if cell})
     return rows
 
 
@@ -482,59 +483,6 @@ def _bare_csv(path: Path, data: bytes) -> Envelope:
     )
 
 
-# Cells: what is written is read as what it was, and a spreadsheet takes no text for a formula.
-
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-_WORDS = {"true": True, "false": False, "null": None}
-_FORMULA = ("=", "+", "-", "@")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str) and _stands_as_it_is(value):
-        return value
-    return codec.to_json(value, indent=None).decode()
-
-
-def _stands_as_it_is(text: str) -> bool:
-    return (
-        text != ""
-        and text not in _WORDS
-        and text[0] not in '{["'
-        and not text.startswith(_FORMULA)
-        and text.isprintable()
-        and _NUMBER.fullmatch(text) is None
-    )
-
-
-def _cells(path: Path, line: bytes, number: int) -> list[str]:
-    former = csv.field_size_limit(MAX_BYTES)
-    try:
-        found = list(csv.reader([line.decode()], strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise StateCorrupt(path, f"{path} line {number} is not CSV: {error}") from None
-    finally:
-        csv.field_size_limit(former)
-    return found[0] if found else []
-
-
-def _value(path: Path, cell: str, number: int) -> Any:
-    if cell[0] in '{["':
-        return _strict(path, cell, f"line {number}")
-    if cell in _WORDS:
-        return _WORDS[cell]
-    found = _NUMBER.fullmatch(cell)
-    if found is None:
-        return cell
-    return _strict(path, cell, f"line {number}")
-
-
-def _text(path: Path, cell: str, number: int) -> str:
-    name = _strict(path, cell, f"line {number}") if cell.startswith('"') else cell
-    if not isinstance(name, str) or not name:
-        raise StateInvalid(path, f"{path} line {number}: a column has no name")
-    return name
-
-
 def _row(path: Path, value: Any, number: int) -> Row:
     if not isinstance(value, dict):
         raise StateInvalid(
@@ -548,16 +496,6 @@ def _object(path: Path, document: Mapping[str, Any], name: str) -> dict[str, Any
     if value is not None and not isinstance(value, dict):
         raise StateInvalid(path, f"{path}: {name} is {json_type(value)}, not an object", name)
     return value
-
-
-def _strict(path: Path, data: bytes | str, where: str = "") -> Any:
-    try:
-        return strict.parse(data)
-    except strict.NotStrict as error:
-        raise StateCorrupt(
-            path,
-            f"{path}{where and f' {where}'}: {error}; take another copy of it, or export again",
-        ) from None
 
 
 def _bytes(path: Path) -> bytes:

@@ -34,6 +34,9 @@ What such a hook raises is logged and in `health`; the next time it is called ag
 
 Where systemd started the bot (``Type=notify``, ``WatchdogSec=``), it is told of the start, of the
 end, and by `tick` and `wait` that the bot is alive.
+
+It is long for a module because it is one object: what a save, a reload, a tick and a signal may do
+depends on what the others have begun, under the same lock.
 """
 
 from __future__ import annotations

@@ -117,6 +117,21 @@ def test_the_positions_of_a_status_become_one_signal_for_each_token(
     assert [signal["outcome"] for signal in ran.json["signals"]] == ["written"] * 2
 
 
+def test_a_bot_that_was_halted_for_all_machines_is_halted(
+    statestore: Run, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kill switch was engaged elsewhere, so there is no file of it here."""
+    monkeypatch.chdir(tmp_path)
+    store = StateStore("memory://reinsert")
+    store.restore(state)
+    store.kill_switch(tmp_path / "there").engage("a restart")
+
+    ran = statestore("reinsert", "--state", store.path, "--yes", "--status", "active")
+
+    assert ran.code == 0, ran.err
+    assert list(store.load()["positions"]) == ["solana:Third333:1h"]
+
+
 def test_only_the_positions_change_and_undo_puts_them_back_byte_for_byte(
     reinsert: Run, statestore: Run, state: Path, inbox: Inbox, halted: KillSwitch
 ) -> None:

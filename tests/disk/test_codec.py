@@ -220,7 +220,7 @@ def test_known_keys_keep_their_place_and_new_ones_follow():
     "text", ["0.00088729", "1.10", "1E+22", "0E-8", "-0.000", "1E-400", "1234567890" * 5 + ".5"]
 )
 def test_decimals_are_written_exactly_as_numbers(text):
-    raw = codec.encode({"a": Decimal(text)}, PATH)["a"].compact
+    raw = codec.encode({"a": Decimal(text)}, PATH)["a"].text
 
     back = codec.decode_section(raw, "decimal")
     assert (str(back), raw.decode()) == (str(Decimal(text)), str(Decimal(text)))
@@ -229,7 +229,7 @@ def test_decimals_are_written_exactly_as_numbers(text):
 def test_integers_of_any_size_stay_integers():
     value = 10**4000 + 7
 
-    raw = codec.encode({"a": [value, 2**64, -(2**63) - 1]}, PATH)["a"].compact
+    raw = codec.encode({"a": [value, 2**64, -(2**63) - 1]}, PATH)["a"].text
 
     assert codec.decode_section(raw) == [value, 2**64, -(2**63) - 1]
 

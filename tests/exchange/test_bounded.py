@@ -14,7 +14,7 @@ import pytest
 from statestore import simulated
 from statestore.errors import CredentialsError, ExchangeError, IncompleteRead
 from statestore.fills.normalise import normalise
-from statestore.fills.sources import bounded, coinbase
+from statestore.fills.sources import bounded, coinbase, coinbase_client
 from statestore.model import Batch, Row
 from statestore.simulated import Fault, fill
 from statestore.times import parse_instant
@@ -173,7 +173,7 @@ def test_a_bug_has_a_traceback_without_the_key(exchange, make_source, credential
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(coinbase, "_answer", broken)
+    monkeypatch.setattr(coinbase_client, "_answer", broken)
     with pytest.raises(ZeroDivisionError) as caught:
         make_source().balances()
 

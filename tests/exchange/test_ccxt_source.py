@@ -26,7 +26,8 @@ from statestore.errors import (
 )
 from statestore.fills.normalise import normalise
 from statestore.fills.sources import ReadOnlyViolation
-from statestore.fills.sources.ccxt import CcxtSource, _payload, read_only_client
+from statestore.fills.sources.ccxt import CcxtSource, _payload
+from statestore.fills.sources.ccxt_client import read_only_client
 from statestore.fills.sources.slices import Progress
 from statestore.fills.sources.venues import VENUES, spans
 from statestore.model import Batch, Fill, Normalised, Row

@@ -18,12 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from statestore import simulated
 from statestore.errors import CredentialsError, ExchangeError, IncompleteRead, UsageError
-from statestore.fills.sources import coinbase
-from statestore.fills.sources.coinbase import (
-    CoinbaseSource,
-    ReadOnlyViolation,
-    read_only_client,
-)
+from statestore.fills.sources import ReadOnlyViolation, coinbase_client
+from statestore.fills.sources.coinbase import CoinbaseSource
+from statestore.fills.sources.coinbase_client import read_only_client
 from statestore.fills.sources.credentials import Credentials, read_credentials
 from statestore.model import KeyPermissions, Product
 from statestore.simulated import Fault, fill
@@ -639,16 +636,18 @@ def test_no_method_of_the_sdk_gets_anything_but_a_get_out_of_the_process(exchang
     assert refused > 60
     assert {request.method for request in exchange.requests} == {"GET"}
     assert {request.path for request in exchange.requests} <= {
-        coinbase.FILLS,
-        coinbase.ORDERS,
-        f"{coinbase.ORDER}/x",
-        coinbase.ACCOUNTS,
-        coinbase.KEY_PERMISSIONS,
-        coinbase.TIME,
-        f"{coinbase.PRODUCTS}/x",
-        coinbase.candles_path("x"),
+        coinbase_client.FILLS,
+        coinbase_client.ORDERS,
+        f"{coinbase_client.ORDER}/x",
+        coinbase_client.ACCOUNTS,
+        coinbase_client.KEY_PERMISSIONS,
+        coinbase_client.TIME,
+        f"{coinbase_client.PRODUCTS}/x",
+        coinbase_client.candles_path("x"),
     }
-    assert {r.signed for r in exchange.requests if r.path == coinbase.candles_path("x")} == {False}
+    assert {r.signed for r in exchange.requests if r.path == coinbase_client.candles_path("x")} == {
+        False
+    }
 
 
 @pytest.mark.parametrize("method", ["post", "put", "delete"])
@@ -657,7 +656,7 @@ def test_the_client_refuses_before_its_session_is_asked(credentials, method):
     client.session = None
 
     with pytest.raises(ReadOnlyViolation, match=f"{method.upper()} is not for reading"):
-        getattr(client, method)(coinbase.ACCOUNTS)
+        getattr(client, method)(coinbase_client.ACCOUNTS)
 
 
 @pytest.mark.parametrize(
@@ -722,8 +721,8 @@ def test_neither_credentials_nor_pages_reach_an_error_a_log_or_the_terminal(
 @pytest.mark.parametrize(("first", "handlers"), [("import json", 0), ("import coinbase.rest", 1)])
 def test_the_sdk_hangs_no_handler_on_its_logger_but_for_who_imported_it_before(first, handlers):
     program = (
-        f"{first}; import logging; from statestore.fills.sources import coinbase;"
-        "coinbase._import_sdk();"
+        f"{first}; import logging; from statestore.fills.sources import coinbase_client;"
+        "coinbase_client._import_sdk();"
         "print(len(logging.getLogger('coinbase.RESTClient').handlers))"
     )
 

@@ -9,7 +9,8 @@ import pytest
 
 from statestore.errors import CredentialsError, ExchangeError, IncompleteRead
 from statestore.fills.sources import ReadOnlyViolation
-from statestore.fills.sources.coinbase import CoinbaseSource, read_only_client
+from statestore.fills.sources.coinbase import CoinbaseSource
+from statestore.fills.sources.coinbase_client import read_only_client
 from statestore.fills.sources.coinbase_orders import STATUSES, exchange_order
 from statestore.fills.sources.credentials import Credentials
 from statestore.model import OrderStatus

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from statestore.amounts import exact, written
 from statestore.errors import IncompleteRead, RecordedFileError
 from statestore.fills import archive
-from statestore.fills.archive import Archive, Rules, replay_archive, replay_fills
+from statestore.fills.archive import Archive, replay_archive, replay_fills
+from statestore.fills.folding import Fold, Rules
 from statestore.fills.normalise import normalise
 from statestore.fills.sources.recorded import read_fills
 from statestore.model import Method
@@ -76,9 +77,9 @@ def in_memory(path: Path, rules: Rules) -> Archive:
 @exact
 def in_ranges(path: Path, rules: Rules, cuts: list[int]) -> Archive:
     """What several processes do, one after the other."""
-    whole, hashes = archive._Fold(path.name, rules), archive.array("q")
+    whole, hashes = Fold(path.name, rules), archive.array("q")
     for start, end in pairwise(cuts):
-        fold = archive._Fold(path.name, rules, guessing=start > 0)
+        fold = Fold(path.name, rules, guessing=start > 0)
         for block in archive._blocks(path, start, end):
             fold.take(block)
         hashes += fold.hashes
@@ -100,7 +101,7 @@ def lines(tmp_path: Path, *texts: str) -> Path:
 def small_blocks(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive, "_BLOCK", size)
-        patch.setattr(archive, "_SURE_AFTER", 2)
+        patch.setattr("statestore.fills.folding._SURE_AFTER", 2)
         patch.setattr("statestore.fills.replay._MOST_STEPS", 3)
         yield
 
@@ -405,7 +406,7 @@ def test_a_missing_archive_is_named(tmp_path: Path) -> None:
 def test_the_kept_fills_of_a_range_are_let_go_once_it_was_flat(tmp_path: Path) -> None:
     """Otherwise a range would hold all of its fills."""
     path = lines(tmp_path, *["BUY 1 BTC-USD @ 2", "SELL 1 BTC-USD @ 3"] * 200)
-    fold = archive._Fold(path.name, Rules(), guessing=True)
+    fold = Fold(path.name, Rules(), guessing=True)
     fold.take(path.read_bytes())
 
     assert fold.guesses["BTC"]._since is None

@@ -33,10 +33,11 @@ from statestore.disk.history import differences, read_document
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import StateInvalid, StateStoreError
-from statestore.fills.archive import Archive, Rules, replay_archive, replay_fills
+from statestore.fills.archive import Archive, replay_archive, replay_fills
+from statestore.fills.folding import Rules
 from statestore.fills.ledger import LedgerSource
 from statestore.fills.normalise import normalise
-from statestore.fills.sources import coinbase
+from statestore.fills.sources import coinbase, coinbase_client
 from statestore.fills.sources.recorded import read_balances, read_fills
 from statestore.model import Balances, Batch, Product, Row
 from statestore.repair import planfile
@@ -298,9 +299,9 @@ class Answers:
         response.status_code = 200
         response.raw = io.BytesIO(self.bodies.pop(0) if self.bodies else b"{}")
         try:
-            return coinbase._answer(response)
-        except coinbase._Refused as refused:
-            raise coinbase._explained(refused, "exchange.test", path, 1, "") from None
+            return coinbase_client._answer(response)
+        except coinbase_client._Refused as refused:
+            raise coinbase_client._explained(refused, "exchange.test", path, 1, "") from None
 
 
 def answers(data: bytes, folder: Path) -> None:
@@ -316,13 +317,13 @@ def answers(data: bytes, folder: Path) -> None:
         source._get = Answers(data.split(b"\0\n"))
         with suppress(StateStoreError):
             to_terminal(repr(ask()))
-    to_terminal(coinbase._message(data))
+    to_terminal(coinbase_client._message(data))
 
 
 @cache
 def exchange_source() -> Any:
     return coinbase.CoinbaseSource(
-        coinbase._of_nobody(), base_url="exchange.test", attempts=1, max_pages=20
+        coinbase_client.of_nobody(), base_url="exchange.test", attempts=1, max_pages=20
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from statestore.config import KeyNames, read_keys
+from statestore.config import KeyNames, StateUrl, read_keys
 from statestore.disk.store import StateStore
 from statestore.errors import ConfigError, CredentialsError
 from statestore.repair import fleet
@@ -51,6 +51,27 @@ def works(tmp_path: Path) -> list[Work]:
 
 def outcomes(results: dict[str, Result]) -> dict[str, str]:
     return {name: result.outcome.value for name, result in results.items()}
+
+
+def test_a_bot_that_was_halted_for_all_machines_lets_a_plan_be_made(
+    works: list[Work], tmp_path: Path
+) -> None:
+    """Its kill switch was engaged elsewhere, so there is no file of it here."""
+    store = StateStore("memory://fleet")
+    store.save({"positions": {}})
+    account = works[0].accounts[0]
+    moved = replace(account, where=replace(account.where, state=StateUrl("memory://fleet")))
+    work = replace(works[0], accounts=(moved,))
+
+    with store.lease():
+        (before,) = work.run()
+        store.kill_switch(tmp_path / "there").engage("positions look wrong")
+        (after,) = work.run()
+
+    assert before.failure is not None
+    assert before.failure.kind == "LeaseHeld"
+    assert not account.where.kill_switch.exists()
+    assert after.outcome is Outcome.PROPOSED
 
 
 class _Deadly:

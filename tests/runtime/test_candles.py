@@ -18,7 +18,7 @@ from statestore.errors import (
     StateStoreError,
     UsageError,
 )
-from statestore.fills.sources import ReadOnlyViolation
+from statestore.fills.sources import ReadOnlyViolation, bounded
 from statestore.fills.sources.coinbase import BASE_URL as COINBASE
 from statestore.runtime.bars import TIMEFRAMES, last_closed
 from statestore.runtime.candles import candle_source
@@ -133,6 +133,15 @@ def test_what_does_not_pass_is_asked_for_once(binance, klines, status, body, sai
     klines.faults.append((status, body, {"Location": f"{klines.base_url}/elsewhere"}))
 
     with pytest.raises(ExchangeError, match=said):
+        binance.fetch("BTC", "1h", *window("1h", 3), 666)
+
+    assert len(klines.requests) == 1
+
+
+def test_an_answer_without_an_end_is_an_error(binance, klines, monkeypatch):
+    monkeypatch.setattr(bounded, "MAX_BYTES", 100)
+
+    with pytest.raises(ExchangeError, match="longer than 100 bytes"):
         binance.fetch("BTC", "1h", *window("1h", 3), 666)
 
     assert len(klines.requests) == 1
@@ -390,6 +399,16 @@ def test_ccxt_sends_nothing_but_get(kraken):
         source._client.session.post(f"https://{kraken.host}/0/private/AddOrder")
 
     assert kraken.asked == []
+
+
+def test_what_ccxt_gives_without_an_end_is_an_error(kraken, monkeypatch):
+    source = CcxtCandles("kraken", base_url=kraken.host)
+    monkeypatch.setattr(bounded, "MAX_BYTES", 100)
+
+    with pytest.raises(ExchangeError, match="longer than 100 bytes"):
+        source.fetch("BTC", "1h", *window("1h", 3), 666)
+
+    assert len(kraken.asked) == 1
 
 
 def test_an_exchange_ccxt_does_not_know_is_named():

@@ -2,18 +2,11 @@
 
 What is promised:
 
-* Only calls of the venue's list leave (`venues.Venue.reads`, a handful of hundreds). That only GET
-  leaves cannot be promised here: kraken wants its private reads as POST, and deribit places orders
-  by GET. So the list names each call, and three layers hold it, below every method of ccxt: the
-  call before it is signed; what was signed, before it is sent; and the one adapter of the
-  session, which compares method, host and path once more. No redirect is followed. An exchange
-  without a list is not opened. A source keeps no client, just functions that read.
+* Nothing but reads leaves, as `ccxt_client` promises of every call, and with it that no secret gets
+  out and no digit is lost. A source keeps no client, just functions that read.
 * An answer is whole or an error. Pages are followed here, each exchange's way; ccxt's pagination
   and its filters, which drop rows silently, are not used. A page that leads no further, a chain
   that ends before the exchange's own count and an answer of another shape are `IncompleteRead`.
-* Digits are the exchange's: ccxt gets JSON fractions as their text, and gives amounts as text.
-* Key, secret, password and signature are in no message, no log and no ``repr``. ccxt puts URL and
-  body into its messages and headers into its log; neither gets out.
 
 What a fill's fee cannot say is not made up: fees of several currencies on one fill, or none told,
 reject the row. A fee in a third currency (BNB) has no value in quote, so it is reported as unknown;
@@ -23,51 +16,28 @@ the units it takes from that currency's own balance are for `coverage` to notice
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, TypeVar
 
 from statestore.amounts import exact, parse_amount
 from statestore.config import Keys
-from statestore.errors import (
-    CredentialsError,
-    ExchangeError,
-    IncompleteRead,
-    SourceError,
-    UsageError,
-)
+from statestore.errors import IncompleteRead
 from statestore.fills.normalise import balances_of
-from statestore.fills.sources import ReadOnlyViolation, bounded
+from statestore.fills.sources.ccxt_client import ODD, asking, read_only_client, venue_of
+from statestore.fills.sources.patience import Patience
 from statestore.fills.sources.slices import Progress
-from statestore.fills.sources.venues import (
-    VENUES,
-    NotWhole,
-    Page,
-    Raw,
-    Slice,
-    Stream,
-    Venue,
-    known,
-    spans,
-)
+from statestore.fills.sources.venues import NotWhole, Page, Raw, Slice, Stream, Venue, spans
 from statestore.model import CASH, Balances, Batch, Product, Row
 from statestore.times import format_instant, now
 
-if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
-
 T = TypeVar("T")
 
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
 _EARLIER_MS = 1_000
 # Clocks differ, and a fill is posted after it is executed.
 _LATER_MS = 600_000
-_LONGEST_RETRY_AFTER = 30.0
 _TICK_SIZE = 4  # ccxt's precisionMode in which a precision is an increment
-_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class CcxtSource:
@@ -117,9 +87,13 @@ class CcxtSource:
         self._code: Callable[[str], str] = client.safe_currency_code
         self._parse: Callable[..., Mapping[str, Any]] = client.parse_trade
         self._increments = client.precisionMode == _TICK_SIZE
-        patiently = _patience(
-            client, self._name, keys, attempts, give_up_after, wait_initial, wait_max
+        patience = Patience(
+            attempts=attempts,
+            give_up_after=give_up_after,
+            wait_initial=wait_initial,
+            wait_max=wait_max,
         )
+        patiently = asking(client, self._name, keys, patience)
 
         def ask(call: str, params: Mapping[str, object]) -> object:
             return patiently(call, lambda: getattr(client, call)(dict(params)))
@@ -271,7 +245,7 @@ class CcxtSource:
         try:
             trade = self._parse(dict(raw), market)
             return Row(_payload(self._venue, raw, trade), origin)
-        except _ODD as error:
+        except ODD as error:
             raise IncompleteRead(
                 f"{self._name}: {origin} is no fill that ccxt can read ({type(error).__name__})"
             ) from error
@@ -338,293 +312,3 @@ def _fee(trade: Mapping[str, Any]) -> tuple[str, str]:
         return " and ".join(f"{amount} {currency}" for currency, amount in paid.items()), ""
     currency, amount = next(iter((paid or amounts).items()))
     return format(amount, "f"), currency
-
-
-# The client -----------------------------------------------------------------------------------
-
-
-def venue_of(exchange: str) -> Venue:
-    """Return what is known of an exchange.
-
-    Raises:
-        UsageError: nothing is; the message says of which something is.
-    """
-    if exchange not in VENUES:
-        raise UsageError(
-            f"ccxt:{exchange} cannot be read: which of its calls only read, and when its list of "
-            f"fills is whole, is written down for {', '.join(known())} only (docs/add-a-source.md)"
-        )
-    return VENUES[exchange]
-
-
-def read_only_client(
-    exchange: str, keys: Keys, *, base_url: str | None = None, timeout: float = 30.0
-) -> Any:
-    """Return ccxt's client of an exchange with everything but the venue's reads taken away.
-
-    Raises:
-        UsageError: ccxt is not installed, the exchange is not known, or ``base_url`` is no host.
-        CredentialsError: the exchange wants a password besides key and secret.
-    """
-    venue = venue_of(exchange)
-    if base_url is not None and not _HOST.fullmatch(base_url):
-        raise UsageError(f"base URL {base_url!r} is not a host or host:port (without https://)")
-    ccxt = _import_ccxt()
-    import requests
-    from requests.adapters import HTTPAdapter
-
-    calls = {tuple(read.rsplit(" ", 2)) for read in venue.reads}
-
-    def refuse_call(path: str, api: object, method: str) -> None:
-        group = api if isinstance(api, str) else "/".join(api)  # type: ignore[arg-type]
-        if (group, method, path) not in calls:
-            raise ReadOnlyViolation(f"{exchange}: {group} {method} {path} is not for reading")
-
-    def refuse_url(method: object, url: object) -> None:
-        parts = urlsplit(str(url))
-        ends = {f"/{path}" for _, allowed, path in calls if allowed == method}
-        if parts.scheme != "https" or parts.netloc not in hosts:
-            raise ReadOnlyViolation(f"{parts.scheme}://{parts.netloc} is not {exchange}; not sent")
-        if not any(parts.path.endswith(end) for end in ends):
-            raise ReadOnlyViolation(f"{method} {parts.path} is not for reading; not sent")
-
-    class ReadOnlyAdapter(HTTPAdapter):
-        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-            refuse_url(request.method, request.url)
-            response = super().send(request, *args, **{**kwargs, "stream": True})
-            try:
-                bounded.read_whole(response)
-            except bounded.TooMuch as error:
-                raise ccxt.BadResponse(str(error)) from error
-            response.headers.pop("Location", None)  # so nothing can follow a redirect
-            return response
-
-    class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
-        answered: tuple[int, str, str] | None = None  # status, body and Retry-After
-
-        def fetch2(
-            self, path: str, api: Any = "public", method: str = "GET", *a: Any, **k: Any
-        ) -> Any:
-            refuse_call(path, api, method)
-            return super().fetch2(path, api, method, *a, **k)
-
-        def sign(self, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return super().sign(*args, **kwargs)
-            except ccxt.BaseError:
-                raise
-            except Exception:  # noqa: BLE001 - whatever a signer says of a secret it cannot use
-                raise ccxt.AuthenticationError("the secret cannot sign") from None
-
-        def fetch(
-            self, url: str, method: str = "GET", headers: Any = None, body: Any = None
-        ) -> Any:
-            refuse_url(method, url)
-            answer = super().fetch(url, method, headers, body)
-            if not isinstance(answer, dict | list):
-                raise ccxt.BadResponse("the body is not JSON")
-            return answer
-
-        def on_rest_response(self, code: int, *args: Any) -> Any:
-            headers, body = args[3], args[4]
-            self.answered = (code, body, headers.get("Retry-After", ""))
-            return super().on_rest_response(code, *args)
-
-        def on_json_response(self, body: str) -> Any:
-            return json.loads(body, parse_float=str)
-
-    client = ReadOnly(
-        {
-            "apiKey": keys.api_key,
-            "secret": keys.secret,
-            **({"password": keys.password} if keys.password else {}),
-            "timeout": int(timeout * 1000),
-            "logger": _SILENT,
-            **venue.options,
-        }
-    )
-    if client.requiredCredentials.get("password") and not keys.password:
-        raise CredentialsError(
-            f"{exchange} wants the key's password (passphrase) as well: set "
-            f"CCXT_{exchange.upper()}_PASSWORD"
-        )
-    client.number = str
-    if base_url is not None:
-        client.urls["api"] = _elsewhere(client.urls["api"], base_url)
-    hosts = {urlsplit(client.implode_hostname(url)).netloc for url in _texts(client.urls["api"])}
-    client.session = requests.Session()
-    client.session.adapters.clear()
-    for scheme in ("https://", "http://"):
-        client.session.mount(scheme, ReadOnlyAdapter())
-    # Otherwise a ~/.netrc entry for the host replaces the signature.
-    client.session.auth = lambda request: request
-    return client
-
-
-def _import_ccxt() -> Any:
-    """Import ccxt (300 ms, so only now)."""
-    try:
-        import ccxt
-    except ImportError as error:
-        raise UsageError(
-            f"reading through ccxt needs it ({error}): pip install 'statestore[ccxt]'"
-        ) from error
-    # Its debug lines hold the URL, and some exchanges are sent their signature in it.
-    wire = logging.getLogger("urllib3.connectionpool")
-    if _without_signatures not in wire.filters:
-        wire.addFilter(_without_signatures)
-    return ccxt
-
-
-def _without_signatures(record: logging.LogRecord) -> bool:
-    return "signature" not in record.getMessage().lower()
-
-
-# ccxt logs headers and bodies, keys included.
-_SILENT = logging.Logger("ccxt", logging.CRITICAL + 1)
-
-
-def _texts(urls: object) -> Iterator[str]:
-    if isinstance(urls, str):
-        yield urls
-    elif isinstance(urls, Mapping):
-        for url in urls.values():
-            yield from _texts(url)
-
-
-def _elsewhere(urls: object, host: str) -> object:
-    if isinstance(urls, Mapping):
-        return {name: _elsewhere(url, host) for name, url in urls.items()}
-    return urlunsplit(("https", host, *urlsplit(str(urls))[2:]))
-
-
-# Failures -------------------------------------------------------------------------------------
-
-
-class _Failed(Exception):
-    """One request without an answer to work with; its text is made for people.
-
-    Attributes:
-        kind: the error it ends in, where asking again does not help.
-        passing: whether the same request may well succeed later.
-    """
-
-    def __init__(
-        self, said: str, kind: type[SourceError], passing: bool, retry_after: float | None
-    ) -> None:
-        super().__init__(said)
-        self.kind = kind
-        self.passing = passing
-        self.retry_after = retry_after
-
-
-def _patience(
-    client: Any,
-    name: str,
-    keys: Keys,
-    attempts: int,
-    give_up_after: float,
-    wait_initial: float,
-    wait_max: float,
-) -> Callable[[str, Callable[[], T]], T]:
-    """Return what makes a call, asks again where that may help, and explains a final failure."""
-    import stamina
-
-    ccxt = _import_ccxt()
-
-    def once(call: Callable[[], T]) -> T:
-        client.answered = None
-        try:
-            return call()
-        except (ccxt.BaseError, *_ODD) as error:
-            # Without its cause throughout: ccxt's texts carry the URL and what was sent.
-            raise _failure(ccxt, error, client.answered, keys) from None
-
-    def patiently(what: str, call: Callable[[], T]) -> T:
-        tries = 0
-        try:
-            for attempt in stamina.retry_context(
-                on=_again,
-                attempts=attempts,
-                timeout=give_up_after,
-                wait_initial=wait_initial,
-                wait_max=wait_max,
-                wait_jitter=wait_initial,
-            ):
-                with attempt:
-                    tries += 1
-                    return once(call)
-        except _Failed as failed:
-            gave_up = (
-                f"; gave up after {tries} attempts, nothing was computed; try again later"
-                if failed.passing
-                else ""
-            )
-            raise failed.kind(f"{name}: {what}: {failed}{gave_up}") from None
-        raise AssertionError("a retry context ends by a return or an error")
-
-    return patiently
-
-
-def _again(error: Exception) -> bool | float:
-    if not isinstance(error, _Failed):
-        return False
-    if error.passing and error.retry_after is not None:
-        return min(error.retry_after, _LONGEST_RETRY_AFTER)
-    return error.passing
-
-
-def _failure(
-    ccxt: Any, error: Exception, answered: tuple[int, str, str] | None, keys: Keys
-) -> _Failed:
-    status, body, header = answered or (0, "", "")
-    said = f"HTTP {status}" if status else f"no answer ({_root(error)})"
-    said = f"{type(error).__name__}, {said}{_message(body, keys)}"
-    retry_after = float(header) if re.fullmatch(r"\d{1,9}", header, re.ASCII) else None
-    if isinstance(error, ccxt.AuthenticationError):
-        if not status:
-            said = "the API secret cannot sign: give it whole, as the exchange gave it out"
-        elif isinstance(error, ccxt.PermissionDenied):
-            said += ": the key may not read this; allow it to query balances and trades"
-        else:
-            said += ": the key is refused; check that key, secret and password belong together"
-        return _Failed(said, CredentialsError, False, None)
-    if isinstance(error, ccxt.InvalidNonce):
-        said += ": another program uses this key, or the clock here is off; set it"
-    if not isinstance(error, ccxt.BaseError):
-        said = f"the answer is of a shape that ccxt cannot read ({type(error).__name__})"
-        return _Failed(said, IncompleteRead, False, None)
-    return _Failed(said, ExchangeError, isinstance(error, ccxt.OperationFailed), retry_after)
-
-
-def _root(error: BaseException) -> str:
-    """Return what the network said, without the URLs of the libraries wrapped around it."""
-    root: object = error
-    while isinstance(root, BaseException):
-        last = root
-        within = (root.__cause__, getattr(root, "reason", None), *root.args)
-        root = next((inner for inner in within if isinstance(inner, BaseException)), None)
-    system = last.strerror if isinstance(last, OSError) else None
-    return f"{type(last).__name__}{f': {system}' if system else ''}"
-
-
-def _message(body: str, keys: Keys) -> str:
-    """Return a line of a JSON error's own message; nothing that could hold a secret."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(document, dict):
-        return ""
-    for name in ("error_details", "message", "msg", "error"):
-        found = document.get(name)
-        text = ", ".join(map(str, found)) if isinstance(found, list) else found
-        if isinstance(text, str) and text:
-            break
-    else:
-        return ""
-    secrets = [keys.api_key, keys.secret, keys.password]
-    if "<" in text or "signature=" in text or any(one and one in text for one in secrets):
-        return ""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f": {line[:200]}"

@@ -107,7 +107,8 @@ def _coinbase(context: Context) -> FillSource:
 
 
 def _ccxt(context: Context) -> FillSource:
-    from statestore.fills.sources.ccxt import CcxtSource, venue_of
+    from statestore.fills.sources.ccxt import CcxtSource
+    from statestore.fills.sources.ccxt_client import venue_of
     from statestore.fills.sources.venues import known
 
     exchange = context.argument

@@ -116,7 +116,7 @@ def candle_source(name: str, base_url: str | None = None) -> BarSource:
 
         return BinanceCandles(base_url=base_url or BASE_URL)
     if not colon and kind == "coinbase":
-        from statestore.fills.sources.coinbase import BASE_URL as COINBASE
+        from statestore.fills.sources.coinbase_client import BASE_URL as COINBASE
         from statestore.runtime.candles.coinbase import CoinbaseCandles
 
         return CoinbaseCandles(base_url=base_url or COINBASE)

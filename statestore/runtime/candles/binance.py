@@ -4,7 +4,8 @@ What is promised:
 
 * Only GET leaves, to one host, for that one path; the adapter of the session sees to it. No
   redirect is followed. Plain http is for 127.0.0.1 only.
-* An answer is whole or an error. One request covers up to 1000 bars, so none is ever paged.
+* An answer is whole or an error. One request covers up to 1000 bars, so none is ever paged, and
+  one that does not end is not read to its end.
 * A bar that is not closed by the server's own clock (its ``Date``) or by ours is left out.
 
 The default host serves public market data and nothing else; it knows no account.
@@ -16,19 +17,20 @@ import re
 import threading
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from statestore.errors import ExchangeError, IncompleteRead, UsageError
 from statestore.fills.normalise import decode_json
-from statestore.fills.sources import ReadOnlyViolation
-from statestore.fills.sources.pace import LONGEST_HOLD, Pace
+from statestore.fills.sources import ReadOnlyViolation, bounded, http
+from statestore.fills.sources.pace import Pace
+from statestore.fills.sources.patience import Failed, Patience
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
 from statestore.times import instant_of, now
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
+    from requests import Response, Session
 
 BASE_URL = "https://data-api.binance.vision"
 KLINES = "/api/v3/klines"
@@ -89,10 +91,13 @@ class BinanceCandles:
         self._products = dict(products or {})
         self._timeout = timeout
         self._pace = Pace(rate)
-        self._attempts = attempts
-        self._down = False
-        self._give_up_after = give_up_after
-        self._waits = wait_initial, wait_max
+        self._patience = Patience(
+            attempts=attempts,
+            give_up_after=give_up_after,
+            wait_initial=wait_initial,
+            wait_max=wait_max,
+            wary=True,
+        )
 
     @property
     def name(self) -> str:
@@ -127,29 +132,11 @@ class BinanceCandles:
 
     def _ask(self, params: Mapping[str, str], where: str) -> tuple[list[object], int]:
         """Return the rows and the instant by the server's clock, asking again where that helps."""
-        import stamina
-
-        tries = 0
         try:
-            for attempt in stamina.retry_context(
-                on=_again,
-                attempts=1 if self._down else self._attempts,
-                timeout=self._give_up_after,
-                wait_initial=self._waits[0],
-                wait_max=self._waits[1],
-                wait_jitter=self._waits[0],
-            ):
-                with attempt:
-                    tries += 1
-                    answer = self._once(params)
-                    self._down = False
-                    return answer
-        except _Failed as failed:
-            self._down = failed.passing
-            gave_up = f"; gave up after {tries} attempt(s), try again later"
-            gave_up = gave_up if failed.passing else ""
-            raise ExchangeError(f"{where}: {failed}{gave_up}") from failed
-        raise AssertionError("a retry context ends by a return or an error")
+            return self._patience.ask(lambda: self._once(params))
+        except Failed as failed:
+            gave_up = f"; gave up after {failed.tries} attempt(s), try again later"
+            raise ExchangeError(f"{where}: {failed}{gave_up if failed.passing else ''}") from failed
 
     def _once(self, params: Mapping[str, str]) -> tuple[list[object], int]:
         import requests
@@ -164,66 +151,39 @@ class BinanceCandles:
                     timeout=self._timeout,
                     allow_redirects=False,
                 )
+        except bounded.TooMuch as error:
+            raise Failed(str(error), passing=False) from error
         except requests.RequestException as error:
-            raise _Failed(f"no answer ({type(error).__name__})", passing=True) from error
+            raise Failed(f"no answer ({type(error).__name__})", passing=True) from error
         finally:
             self._pace.answered(turn)
         status = response.status_code
+        retry_after = http.retry_after(response.headers.get("Retry-After", ""))
         if status in (418, 429):
-            self._pace.refused(turn, _retry_after(response) or 1.0)
+            self._pace.refused(turn, retry_after or 1.0)
         if status != 200:
             said = _REFUSALS.get(status) or _message(response.content)
-            raise _Failed(
+            raise Failed(
                 f"HTTP {status}{f': {said}' if said else ''}",
                 passing=status == 429 or status >= 500,
-                retry_after=_retry_after(response),
+                retry_after=retry_after,
             )
         try:
             answer = decode_json(response.content)
         except ValueError as error:
-            raise _Failed("HTTP 200, but the body is not JSON", passing=True) from error
+            raise Failed("HTTP 200, but the body is not JSON", passing=True) from error
         if not isinstance(answer, list):
-            raise _Failed("HTTP 200, but the body is no list of bars", passing=False)
+            raise Failed("HTTP 200, but the body is no list of bars", passing=False)
         return answer, _served_at(response)
 
-    def _session(self) -> Any:
-        import requests
-        from requests.adapters import HTTPAdapter
-
-        class ReadOnlyAdapter(HTTPAdapter):
-            def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-                path = urlsplit(request.url or "").path
-                if request.method != "GET" or path != KLINES:
-                    raise ReadOnlyViolation(f"{request.method} {path!s} is not for reading bars")
-                return super().send(request, *args, **kwargs)
-
-        session = requests.Session()
-        session.adapters.clear()
-        session.mount(f"{self._base}/", ReadOnlyAdapter())
-        session.auth = lambda request: request  # a ~/.netrc is not for here
-        return session
+    def _session(self) -> Session:
+        return http.read_only_session(_refuse, f"{self._base}/")
 
 
-class _Failed(Exception):
-    """One request without an answer to work with.
-
-    Attributes:
-        passing: whether the same request may well succeed later.
-        retry_after: seconds the exchange asks to wait.
-    """
-
-    def __init__(self, said: str, *, passing: bool, retry_after: float | None = None) -> None:
-        super().__init__(said)
-        self.passing = passing
-        self.retry_after = retry_after
-
-
-def _again(error: Exception) -> bool | float:
-    if not isinstance(error, _Failed):
-        return False
-    if error.passing and error.retry_after is not None:
-        return min(error.retry_after, LONGEST_HOLD)
-    return error.passing
+def _refuse(method: str, url: str) -> None:
+    path = urlsplit(url).path
+    if method != "GET" or path != KLINES:
+        raise ReadOnlyViolation(f"{method} {path} is not for reading bars")
 
 
 def _row(row: object, where: str) -> Raw:
@@ -241,11 +201,6 @@ def _served_at(response: Response) -> int:
         return now()
 
 
-def _retry_after(response: Response) -> float | None:
-    text = response.headers.get("Retry-After", "").strip()
-    return float(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
-
-
 def _message(body: bytes) -> str:
     """Return the line an error says of itself (``{"code": -1121, "msg": "Invalid symbol."}``)."""
     try:
@@ -253,6 +208,4 @@ def _message(body: bytes) -> str:
     except ValueError:
         return ""
     said = document.get("msg") if isinstance(document, dict) else None
-    if not isinstance(said, str) or "<" in said:
-        return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
+    return http.one_line(said) if isinstance(said, str) else ""

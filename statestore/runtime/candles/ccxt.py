@@ -1,6 +1,6 @@
 """Public candles of the hundred exchanges that ccxt knows, without a key.
 
-Only GET leaves, by https, and no redirect is followed: the one adapter of the session sees to it.
+Only GET leaves, by https, as `ccxt_client.public_client` promises.
 An exchange that wants its candles asked for otherwise cannot be read here. Without a key nothing
 private can be asked either. How much one answer of an exchange holds is its own affair, so a bar
 that is missing is never taken for one that does not exist (`BarSource.whole`).
@@ -8,22 +8,16 @@ that is missing is never taken for one that does not exist (`BarSource.whole`).
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
-from statestore.errors import ExchangeError, IncompleteRead, UsageError
-from statestore.fills.sources import ReadOnlyViolation
+from statestore.errors import ExchangeError, IncompleteRead
+from statestore.fills.sources import ReadOnlyViolation, bounded
+from statestore.fills.sources.ccxt_client import ODD, import_ccxt, public_client
+from statestore.fills.sources.patience import Failed, Patience
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
 from statestore.times import now
 
-if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
-
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
 _MILLISECOND = 1_000_000
 _MOST_PAGES = 40
 
@@ -59,10 +53,14 @@ class CcxtCandles:
         self._name = f"ccxt:{exchange}"
         self._quote = quote
         self._products = dict(products or {})
-        self._client = _client(exchange, base_url, timeout)
-        self._attempts = attempts
-        self._down = False
-        self._wait_initial = wait_initial
+        self._client = public_client(exchange, base_url=base_url, timeout=timeout)
+        self._patience = Patience(
+            attempts=attempts,
+            give_up_after=60.0,
+            wait_initial=wait_initial,
+            wait_max=10.0,
+            wary=True,
+        )
 
     @property
     def name(self) -> str:
@@ -97,43 +95,27 @@ class CcxtCandles:
         )
 
     def _page(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
-        import stamina
-
-        tries = 0
         try:
-            for attempt in stamina.retry_context(
-                on=_Passing,
-                attempts=1 if self._down else self._attempts,
-                timeout=60.0,
-                wait_initial=self._wait_initial,
-                wait_max=10.0,
-                wait_jitter=self._wait_initial,
-            ):
-                with attempt:
-                    tries += 1
-                    answer = self._once(market, tf, since, limit, where)
-                    self._down = False
-                    return answer
-        except _Passing as error:
-            self._down = True
+            return self._patience.ask(lambda: self._once(market, tf, since, limit, where))
+        except Failed as failed:
             raise ExchangeError(
-                f"{where}: {error}; gave up after {tries} attempt(s), try again later"
+                f"{where}: {failed}; gave up after {failed.tries} attempt(s), try again later"
             ) from None
-        raise AssertionError("a retry context ends by a return or an error")
 
     def _once(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
-        import ccxt
-
+        ccxt = import_ccxt()
         try:
             found = self._client.fetch_ohlcv(market, tf, since // _MILLISECOND, limit)
         except ReadOnlyViolation as error:
             raise ExchangeError(f"{where}: {error}; this exchange cannot be read here") from None
+        except bounded.TooMuch as error:
+            raise ExchangeError(f"{where}: {error}") from None
         # Without their texts throughout: those carry the URL and the body.
         except ccxt.OperationFailed as error:  # the network, or the exchange's own troubles
-            raise _Passing(type(error).__name__) from None
+            raise Failed(type(error).__name__, passing=True) from None
         except ccxt.BaseError as error:
             raise ExchangeError(f"{where}: {type(error).__name__}") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except ODD as error:
             raise IncompleteRead(
                 f"{where}: the answer is of a shape that ccxt cannot read ({type(error).__name__})"
             ) from error
@@ -142,60 +124,7 @@ class CcxtCandles:
         return found
 
 
-class _Passing(Exception):
-    """One request without an answer, which may well get one later."""
-
-
 def _row(row: object, where: str) -> Raw:
     if not isinstance(row, list) or len(row) < 6 or type(row[0]) is not int:
         raise IncompleteRead(f"{where}: {row!r:.60} is no bar")
     return (row[0] * _MILLISECOND, row[1], row[2], row[3], row[4], row[5])
-
-
-def _client(exchange: str, base_url: str | None, timeout: float) -> Any:
-    """Return ccxt's client of an exchange, without a key, and with everything but GET taken away.
-
-    Raises:
-        UsageError: ccxt is not installed or does not know the exchange, or ``base_url`` is no host.
-    """
-    if base_url is not None and not _HOST.fullmatch(base_url):
-        raise UsageError(f"base URL {base_url!r:.80} is not a host or host:port (without https://)")
-    try:
-        import ccxt
-    except ImportError as error:
-        raise UsageError(
-            f"reading through ccxt needs it ({error}): pip install 'statestore[ccxt]'"
-        ) from error
-    import requests
-    from requests.adapters import HTTPAdapter
-
-    if exchange not in ccxt.exchanges:
-        raise UsageError(f"ccxt knows no exchange {exchange!r:.40}")
-
-    class ReadOnlyAdapter(HTTPAdapter):
-        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-            if request.method != "GET":
-                raise ReadOnlyViolation(f"it wants {request.method} for it, and only GET leaves")
-            response = super().send(request, *args, **kwargs)
-            response.headers.pop("Location", None)  # so nothing can follow a redirect
-            return response
-
-    class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
-        def on_json_response(self, body: str) -> Any:
-            return json.loads(body, parse_float=str)
-
-    client = ReadOnly({"timeout": int(timeout * 1000), "enableRateLimit": True})
-    client.number = str
-    if base_url is not None:
-        client.urls["api"] = _elsewhere(client.urls["api"], base_url)
-    client.session = requests.Session()
-    client.session.adapters.clear()
-    client.session.mount("https://", ReadOnlyAdapter())
-    client.session.auth = lambda request: request  # a ~/.netrc is not for here
-    return client
-
-
-def _elsewhere(urls: object, host: str) -> object:
-    if isinstance(urls, Mapping):
-        return {name: _elsewhere(url, host) for name, url in urls.items()}
-    return urlunsplit(("https", host, *urlsplit(str(urls))[2:]))
