@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ class Database:
         self._connections = connections
         self._timeout = timeout
         self._pool: psycopg_pool.ConnectionPool[Any] | None = None
+        self._opening = threading.Lock()
         self._pid = os.getpid()
         self._refused: psycopg.Error | None = None  # why the pool's last attempt to connect failed
 
@@ -405,26 +407,29 @@ class Database:
 
     def _opened(self) -> psycopg_pool.ConnectionPool[Any]:
         self._start_over_in_child()
-        if self._pool is None:
-            import psycopg_pool
-
-            logging.getLogger("psycopg.pool").addFilter(_not_twice)
-            self._pool = psycopg_pool.ConnectionPool(
-                self._conninfo,
-                connection_class=self._noting(),
-                min_size=0,
-                max_size=self._connections,
-                timeout=self._timeout,
-                kwargs={"prepare_threshold": None},
-                configure=_durable,
-                check=psycopg_pool.ConnectionPool.check_connection,
-                open=True,
-                name=f"{_POOL}{self.schema}",
-            )
-        if not self._pool.get_stats()["pool_size"]:
+        with self._opening:
+            pool = self._pool = self._pool or self._new_pool()
+        if not pool.get_stats()["pool_size"]:
             # A pool does not say why it has none to give, and waits; this says so at once.
             self.connect().close()
-        return self._pool
+        return pool
+
+    def _new_pool(self) -> psycopg_pool.ConnectionPool[Any]:
+        import psycopg_pool
+
+        logging.getLogger("psycopg.pool").addFilter(_not_twice)
+        return psycopg_pool.ConnectionPool(
+            self._conninfo,
+            connection_class=self._noting(),
+            min_size=0,
+            max_size=self._connections,
+            timeout=self._timeout,
+            kwargs={"prepare_threshold": None},
+            configure=_durable,
+            check=psycopg_pool.ConnectionPool.check_connection,
+            open=True,
+            name=f"{_POOL}{self.schema}",
+        )
 
     def _noting(self) -> type[psycopg.Connection[Any]]:
         """Return psycopg's connection, made to note why the last attempt to connect failed."""
@@ -449,7 +454,7 @@ class Database:
     def _start_over_in_child(self) -> None:
         if self._pid != os.getpid():
             _inherited.append(self._pool)
-            self._pool, self._pid = None, os.getpid()
+            self._pool, self._opening, self._pid = None, threading.Lock(), os.getpid()
 
 
 _POOL = "statestore:"

@@ -325,6 +325,17 @@ class UnifiedStateManager:
         if self._session is None and self.store.lease_holder() is None:
             self.mirror.take_over(self.store, may_begin_empty=self._fallback)
 
+    def _lease_holder(self) -> dict[str, Any] | None:
+        """Return who holds the lease; None where nobody does, or a database cannot be asked.
+
+        What is saved then goes to the file beside it, where there is one, and what another bot
+        saves meanwhile in the database makes a fork of the two; else it raises.
+        """
+        try:
+            return self.store.lease_holder()
+        except BackendUnavailable:
+            return None
+
     def _away(self) -> str | None:
         """Return why the state is in the file beside its database; None if it is not."""
         status = getattr(self.store, "fallback_status", None)
