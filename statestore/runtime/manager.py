@@ -406,14 +406,6 @@ class UnifiedStateManager:
             self.mirror.saved(self.store, state.meta)
         self._require_mirrored(reason)
 
-    def _lease_holder(self) -> dict[str, Any] | None:
-        try:
-            return self.store.lease_holder()
-        except BackendUnavailable:
-            if not self._fallback:
-                raise
-            return None  # nobody holds what is away; should two have moved, the fork is told
-
     def _examine(self, state: State) -> None:
         """Mark what does not validate, or refuse it."""
         if not self._validates:
