@@ -72,7 +72,7 @@ FORMAT = f"{NAME}/1"
 MAX_BYTES = 256 * 1024 * 1024
 # In a row: the key of its entry where no column of it says that, and an entry that is no object.
 KEY = "_key"
-VALUE = "value_of"
+VALUE = "_value"
 
 _ROWS = {"positions": "positions", "tokens": "tokens"}
 _FIELDS = ("format", "kind", "sha256", "exported_at", "count", "filters", "source", "balances")

@@ -261,9 +261,9 @@ def test_a_bug_in_one_check_does_not_hide_the_others(
 ) -> None:
     state_store.path.write_bytes(b"{")
     broken = [
-        (name, (lambda _: 1 / 0) if name == "audit" else check) for name, check in doctor._CHECKS
+        (name, (lambda _: 1 / 0) if name == "audit" else check) for name, check in doctor.CHECKS
     ]
-    monkeypatch.setattr(doctor, "_CHECKS", broken)
+    monkeypatch.setattr(doctor, "CHECKS", broken)
     ran = examine("--offline")
 
     assert ran.code == 1

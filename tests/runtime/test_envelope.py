@@ -488,3 +488,9 @@ def test_a_file_that_may_not_be_read_says_so_and_what_to_do(path, monkeypatch):
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(StateError, match=r"Permission denied; it has to be readable"):
         envelope.read(path)
+
+
+def test_the_names_of_what_is_no_column_stay_what_files_have():
+    """Files of former versions have them, so they are no matter of taste."""
+    assert envelope.as_row("A", True) == {"_key": "A", "_value": True}
+    assert envelope.as_entry({"_key": "A", "_value": True}) is True
