@@ -21,10 +21,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from statestore.errors import StateStoreError
@@ -165,7 +165,7 @@ def run_all(
     with _told_of_interrupts(lambda: ended.put(None)):
         hand_over()
         while running:
-            future = ended.get()
+            future = _next(ended)
             if future is not None:
                 take(_results(future, running.pop(future)))
                 hand_over()
@@ -176,6 +176,13 @@ def run_all(
                 for one in running:
                     one.cancel()
     return results, whole
+
+
+def _next(ended: SimpleQueue[Future[list[Result]] | None]) -> Future[list[Result]] | None:
+    """Wait for what comes next; by the second, since a signal just before the wait is not seen."""
+    while True:
+        with suppress(Empty):
+            return ended.get(timeout=1)
 
 
 @contextmanager

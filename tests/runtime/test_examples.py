@@ -84,7 +84,9 @@ def test_an_agent_holds_after_a_restart_what_it_held_before(
 
 def test_an_agent_that_cannot_load_starts_halted(run, state_file, postgres, schema_name, database):
     with database.transaction() as connection:
-        connection.execute(database.query("ALTER TABLE {schema}.positions RENAME TO elsewhere"))
+        connection.execute(
+            database.query("ALTER TABLE {schema}.positions RENAME quantity TO elsewhere")
+        )
     agent = run(EXAMPLES / "agent.py", postgres.url, state_file, f"schema={schema_name}", "X-USD=1")
 
     agent.wait_for("open positions could not be loaded: halted")
