@@ -38,6 +38,7 @@ _APPLICATION = 0x62617273  # "bars", so that no other program's database is take
 _VERSION = 1
 _LOCKED_FOR = 10.0  # seconds another process may hold the file
 _NEW_FILE_MODE = 0o600
+_LONGEST_ROW = 1 << 20
 _DAMAGED = {
     sqlite3.SQLITE_ERROR,  # our statements are constant: a table or a column is not there
     sqlite3.SQLITE_CORRUPT,
@@ -256,6 +257,8 @@ class BarStore:
     def _opened(self, action: Callable[[sqlite3.Connection], T]) -> T:
         store = sqlite3.connect(self.path, timeout=_LOCKED_FOR, isolation_level=None)
         with closing(store):
+            store.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW)
+            store.execute("PRAGMA trusted_schema = OFF")  # what others put there is not run
             store.execute("PRAGMA journal_mode = DELETE")
             store.execute("PRAGMA synchronous = FULL")
             self._examine(store)
