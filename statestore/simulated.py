@@ -17,6 +17,8 @@ otherwise: both bounds of a time window are exclusive.
 Any number of clients may ask at once, and a hundred thousand fills are served as fast as a hundred.
 It is no model of a market. Needs the extra ``simulated``
 (trustme, PyJWT), imported when an exchange is made; the builders `fill` and `fills` need nothing.
+
+It is long for a module because it is one exchange, of which nobody else uses a part.
 """
 
 from __future__ import annotations

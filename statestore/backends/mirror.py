@@ -20,6 +20,8 @@ loses nothing but the revisions in between, which only a dashboard would have sh
 What is not promised: the mirror is behind by what the network takes, and by the length of an
 outage. A database that holds a higher revision than the file is never written over: that is said,
 and `statestore mirror restore` or another name (``TRADING_STATE_NAME``) is the way on.
+
+It is long for a module because a backlog, its thread and its breaker make sense only together.
 """
 
 from __future__ import annotations

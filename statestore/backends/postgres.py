@@ -16,6 +16,8 @@ What `StateStore` promises, and besides, on a server with ``fsync = on``:
 What is not: a standby that was promoted before it had received a commit has lost it, unless it is
 synchronous (``synchronous_standby_names``); behind a pooler in transaction mode there is no lease
 and no notification; a server that hangs with its kernel alive is waited for.
+
+It is long for a module because it is one store: each statement stands near what relies on it.
 """
 
 from __future__ import annotations

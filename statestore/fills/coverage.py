@@ -12,6 +12,8 @@ AMBIGUOUS. Without a balance the fills are replayed from zero and believed only 
 with the recorded quantity; else UNCOVERED.
 
 Pure functions of values: nothing is read, nothing is written, nothing is decided about the state.
+
+It is long for a module because it is one decision, and its cases are read against each other.
 """
 
 from __future__ import annotations

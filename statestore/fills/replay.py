@@ -16,6 +16,8 @@ Formulas, all exact but for the division that gives a price:
 
 What fills cannot tell (units held before the first of them) is a lot without a currency: its
 units count, its cost is unknown.
+
+It is long for a module because a rule of accounting has one home: the methods share one book.
 """
 
 from __future__ import annotations

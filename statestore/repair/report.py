@@ -7,6 +7,8 @@ characters that cannot be seen are shown by their number, so that a name cannot 
 another one. Numbers are the exact texts of the plan; a float in the text is an error.
 
 Needs the extra ``report`` (jinja2), which is imported when it is used.
+
+It is long for a module because it is one page, told in the order in which it is read.
 """
 
 from __future__ import annotations

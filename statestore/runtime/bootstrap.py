@@ -27,6 +27,8 @@ What is promised:
   (`TradingSession(bootstrap=...)`), and what is found is put in at its ticks, in its own thread.
 * Only the section ``regime_drivers`` is written. A driver is no position: it holds nothing, and a
   rebuild has nothing to say of it.
+
+It is long for a module because it is eight steps, each read with the one before it.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ What is promised:
 
 What is in memory is what the last load or refresh gave plus what was done since through this
 manager; each cycle of the monitor refreshes it. `positions` and `orders` are other dicts then.
+
+It is long for a module because it is one object: every change of a row stands beside those that
+lock the same rows in the same order.
 """
 
 from __future__ import annotations
