@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
     from statestore.backends.database import Database
 
 _schemas = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command sets up the logging of its process; here the process goes on."""
+    loggers = [logging.getLogger(name) for name in ("statestore", "statestore.disk", "stamina")]
+    before = [(log, log.level, log.propagate, log.handlers[:]) for log in loggers]
+    yield
+    for log, level, propagate, handlers in before:
+        log.setLevel(level)
+        log.propagate = propagate
+        log.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,20 +43,7 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def _logging_as_it_was() -> Iterator[None]:
-    """A command sets up the logging of its process; here the process goes on."""
-    loggers = [logging.getLogger(name) for name in ("statestore", "stamina")]
-    before = [(log, log.level, log.propagate, log.handlers[:]) for log in loggers]
-    yield
-    for log, level, propagate, handlers in before:
-        log.setLevel(level)
-        log.propagate = propagate
-        log.handlers[:] = handlers
-
-
-@pytest.fixture
 def run(
-    _logging_as_it_was: None,
     capfdbinary: pytest.CaptureFixture[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
