@@ -130,7 +130,6 @@ def test_an_error_and_a_bug_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert obeyed(broken.stderr + missing.stderr) == []
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
 def test_log_lines_are_shown_and_not_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
     set_up_logging(1)
     logging.getLogger("statestore.x").warning("said", extra={"what": HOSTILE})
