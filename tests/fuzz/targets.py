@@ -534,7 +534,7 @@ def signals(data: bytes, folder: Path) -> None:
     with suppress(ValueError, AttributeError):
         name = str(strict.parse(data).get("id"))
     for stem in {"x", name}:
-        if re.fullmatch("[A-Za-z0-9_-]{1,50}", stem):
+        with suppress(StateStoreError):  # else it is no name of a file there
             path = inbox.path("pending", stem)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
