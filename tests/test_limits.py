@@ -300,3 +300,14 @@ def test_a_ledger_with_the_tables_of_somebody_else_is_set_aside_and_never_run(
     assert len(source.fills(AT - 86_400 * 10**9, AT).rows) == 1
     assert "its tables are not those of a ledger" in warned[0]
     assert len(list(tmp_path.glob("fills.sqlite3.corrupt-*"))) == 1
+
+
+@pytest.mark.parametrize("text", ['{"id": "a\\ud800"}', '["\\udc00"]', '{"\\uD83D": 1}'])
+def test_a_lone_surrogate_is_refused_where_it_is_read(text: str) -> None:
+    """It cannot be written again, so whoever moved a signal with it would be stopped half way."""
+    with pytest.raises(strict.NotStrict, match="lone surrogate"):
+        strict.parse(text)
+
+
+def test_two_halves_are_a_character() -> None:
+    assert strict.parse(r'["\ud83d\ude00"]') == ["\N{GRINNING FACE}"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
 from statestore.disk.codec import MAX_DEPTH
 
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # half a character; two of them may be a whole one
 _MAX_DIGITS = 4_000  # of a whole number; Python reads a few more, and no bot has that many
 
 
@@ -31,8 +33,9 @@ def parse(data: bytes | str) -> Any:
     """Return the value of a JSON text: whole numbers as `int`, all others as exact `Decimal`.
 
     Raises:
-        NotStrict: not UTF-8, empty, not JSON, a key twice in one object, NaN, a number beyond the
-            range of a float or of thousands of digits, or more than `MAX_DEPTH` levels.
+        NotStrict: not UTF-8, empty, not JSON, a lone surrogate, a key twice in one object, NaN, a
+            number beyond the range of a float or of thousands of digits, or more than `MAX_DEPTH`
+            levels.
     """
     twice: list[_Twice] = []
 
@@ -67,6 +70,8 @@ def parse(data: bytes | str) -> Any:
     where = _first(value, twice)
     if where is not None:
         raise NotStrict(where)
+    if _ESCAPED.search(text):
+        _refuse_surrogates(value)
     return value
 
 
@@ -89,6 +94,23 @@ def number(text: str) -> Decimal:
     if value.adjusted() >= 308 and math.isinf(float(value)):
         raise NotStrict(f"the number {text:.40} is beyond the range of a float")
     return value
+
+
+def _refuse_surrogates(value: Any) -> None:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack += [*item, *item.values()]
+        elif isinstance(item, list):
+            stack += item
+        elif isinstance(item, str) and not item.isascii():
+            try:
+                item.encode()
+            except UnicodeEncodeError as error:
+                raise NotStrict(
+                    f"a lone surrogate in {item!r:.60}, which cannot be saved as UTF-8"
+                ) from error
 
 
 def _first(value: Any, twice: list[_Twice]) -> str | None:
