@@ -28,7 +28,7 @@ from statestore.disk.contract import BeforeCommit, Known, Numbers, State, StateM
 from statestore.disk.history import Kind, Version, newest_first, version_of, versions_of_backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import exclusion
-from statestore.disk.reading import Found, OnMismatch
+from statestore.disk.reading import Found, OnMismatch, nothing_reads
 from statestore.errors import (
     Place,
     RevisionConflict,
@@ -215,21 +215,6 @@ class RevisionStore(StateStore):
 
     # Writing
 
-    @contextmanager
-    def transaction(
-        self,
-        *,
-        reason: str = "transaction",
-        numbers: Numbers = "float",
-        before_commit: BeforeCommit | None = None,
-    ) -> Iterator[State]:
-        self._ask_guard()
-        with self._alone(), self._held():
-            state = self.load(numbers=numbers)
-            yield state
-            encoded = codec.encode(state, self.path, self._remembered)
-            self._commit(encoded, state, reason, None, before_commit)
-
     def restore(
         self,
         source: str | os.PathLike[str],
@@ -319,13 +304,7 @@ class RevisionStore(StateStore):
         if newest is not None:
             backup, data, document = newest
             return Judged(None, backup.path, document, data, why, pointer=pointer)
-        found = "; ".join(f"{place} {said}" for place, said in refused.items())
-        raise StateCorrupt(
-            self.path,
-            f"no state can be read: {found}. Nothing was changed. Put a good copy back with "
-            "`statestore restore --file FILE` (`statestore history` lists what is at hand), or "
-            "begin again with `statestore restore --empty` and a rebuild",
-        )
+        raise nothing_reads(self.path, refused)
 
     def _missing(self) -> StateMissing:
         backups = self.backups.list()
@@ -410,6 +389,11 @@ class RevisionStore(StateStore):
         finally:
             mine.owner = None
             mine.mutex.release()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with self._alone(), self._held():
+            yield
 
     def _exclusively(self, act: Callable[[], StateMeta]) -> StateMeta:
         self._ask_guard()

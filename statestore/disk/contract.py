@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -306,20 +306,26 @@ class StateStore:
 
         return Saver(self._prepare)
 
+    @contextmanager
     def transaction(
         self,
         *,
         reason: str = "transaction",
         numbers: Numbers = "float",
         before_commit: BeforeCommit | None = None,
-    ) -> AbstractContextManager[State]:
+    ) -> Iterator[State]:
         """Lock, load, give the state to the caller, save it; nothing is saved on an exception.
 
         Other writers wait meanwhile, so do nothing slow inside. Not re-entrant: a save or another
         transaction on the same state in the same thread is refused with `UsageError`, since one of
         the two would undo the other.
         """
-        raise NotImplementedError
+        self._ask_guard()
+        with self._in_turn():
+            state = self.load(numbers=numbers)
+            yield state
+            encoded = codec.encode(state, self.path, self._remembered)
+            self._commit(encoded, state, reason, None, before_commit)
 
     def backup(self, reason: str = "manual", *, to: Path | None = None) -> Path:
         """Copy the current good state, byte for byte, to a new timestamped file.
@@ -426,6 +432,15 @@ class StateStore:
         raise NotImplementedError
 
     def _missing(self) -> StateMissing:
+        raise NotImplementedError
+
+    def _in_turn(self) -> AbstractContextManager[None]:
+        """Keep every other writer out, wherever it is, for as long as a transaction takes.
+
+        Raises:
+            UsageError: this thread is in a save or a transaction on this state already.
+            StateLocked: another writer holds it for longer than `lock_timeout`.
+        """
         raise NotImplementedError
 
     def _exclusively(self, act: Callable[[], StateMeta]) -> StateMeta:

@@ -200,13 +200,7 @@ class Reader:
         )
 
     def corrupt(self, refused: Mapping[Path, str]) -> StateCorrupt:
-        found = "; ".join(f"{path} {why}" for path, why in refused.items())
-        return StateCorrupt(
-            self.path,
-            f"no state can be read: {found}. Nothing was changed. Put a good copy back with "
-            "`statestore restore --file FILE` (`statestore history` lists what is at hand), or "
-            "begin again with `statestore restore --empty` and a rebuild",
-        )
+        return nothing_reads(self.path, refused)
 
     def _look(self, on_mismatch: OnMismatch) -> Found:
         # Before the state file: what is `.bak` now was the state file before, so a state file
@@ -268,6 +262,17 @@ class Reader:
             "damaged. `statestore seal` accepts it as it is, `statestore restore` takes "
             f"{self.backup_path.name} or a backup",
         )
+
+
+def nothing_reads(path: Place, refused: Mapping[Path, str] | Mapping[Place, str]) -> StateCorrupt:
+    """Return the error for a state of which neither itself nor a copy reads, with each reason."""
+    found = "; ".join(f"{place} {why}" for place, why in refused.items())
+    return StateCorrupt(
+        path,
+        f"no state can be read: {found}. Nothing was changed. Put a good copy back with "
+        "`statestore restore --file FILE` (`statestore history` lists what is at hand), or "
+        "begin again with `statestore restore --empty` and a rebuild",
+    )
 
 
 def peek_revision(path: Path) -> int:

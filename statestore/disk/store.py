@@ -170,26 +170,6 @@ class FileStore(StateStore):
 
     # Writing
 
-    @contextmanager
-    def transaction(
-        self,
-        *,
-        reason: str = "transaction",
-        numbers: Numbers = "float",
-        before_commit: BeforeCommit | None = None,
-    ) -> Iterator[State]:
-        self._ask_guard()
-        self._lock.refuse_reentry()
-        try:
-            self._lock.acquire(self.lock_timeout)
-            state = self.load(numbers=numbers)
-            yield state
-            self._commit(
-                codec.encode(state, self.path, self._remembered), state, reason, None, before_commit
-            )
-        finally:
-            self._lock.release()
-
     def seal(self, *, reason: str = "seal", before_commit: BeforeCommit | None = None) -> StateMeta:
         return self._exclusively(lambda: self._seal(reason, before_commit))
 
@@ -406,6 +386,15 @@ class FileStore(StateStore):
         elif self._flush_owed:
             durable.flush_folder(self.path)
         self._flushed, self._flush_owed = found.identity, False
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        self._lock.refuse_reentry()
+        try:
+            self._lock.acquire(self.lock_timeout)
+            yield
+        finally:
+            self._lock.release()
 
     def _exclusively(self, act: Callable[[], StateMeta]) -> StateMeta:
         """Run `act` with every other writer kept out."""
