@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 
 import pytest
 
@@ -31,6 +32,24 @@ def test_a_save_is_killed_at_every_moment_and_loses_nothing(crash_after, state_f
     assert len(left) > 5
     assert set(left[:-1]) == {0, 1}
     assert left == sorted(left)  # once it is there, it is there
+
+
+def test_the_moments_are_the_same_however_slow_the_machine_is(crash_after, state_file):
+    """A save looks twice at a file that is milliseconds old; no moment may move with that."""
+
+    def save(path, pause):
+        time.sleep(pause)
+        store = StateStore(path)
+        store.save(store.load() | {"n": 1})
+
+    def lives_through(calls, pause):
+        path = state_file.with_name(f"{pause}-{calls}.json")
+        StateStore(path).save({"n": 0})
+        return not crash_after(calls, lambda: save(path, pause))
+
+    at_once = next(n for n in itertools.count() if lives_through(n, pause=0))
+    slowly = next(n for n in itertools.count() if lives_through(n, pause=0.05))
+    assert at_once == slowly
 
 
 @pytest.mark.parametrize("builtin", [True, False])
