@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -220,17 +221,20 @@ def test_one_slow_page_loses_nothing(exchange, source, abreast):
     assert len(source.fills(SINCE, UNTIL).rows) == 200
 
 
-def test_the_exchange_never_sees_more_than_the_rate_in_a_second(exchange, make_source, in_earnest):
+def test_a_whole_read_takes_the_seconds_that_its_rate_asks_for(exchange, make_source, in_earnest):
+    """Never sooner, on any machine; that no single second sees more is shown in test_pace.py."""
     crowd(exchange, 200)
-    exchange.page_size, exchange.latency, exchange.rate_limit = 4, 0.15, 30
+    exchange.page_size, exchange.latency = 4, 0.15
     threads: set[int] = set()
 
+    started = time.monotonic()
     rows = make_source(rate=30, on_page=lambda _page: threads.add(threading.active_count())).fills(
         SINCE, UNTIL
     )
 
     assert len(rows.rows) == 200
-    assert exchange.violations == 0
+    assert len(exchange.requests) > 30
+    assert exchange.requests[-1].at - started >= (len(exchange.requests) - 1) // 30
     assert max(threads) > 4  # side by side, by the latency it saw
 
 
