@@ -207,8 +207,19 @@ _URL_PARAMETERS = ("state", "schema", "file_fallback")
 
 
 def state_at(text: str | os.PathLike[str]) -> Path | StateUrl:
-    """Return where a state is, as a flag or a variable names it: a file, or what has a scheme."""
-    return StateUrl(text) if isinstance(text, str) and "://" in text else Path(text)
+    """Return where a state is, as a flag or a variable names it: a file, or what has a scheme.
+
+    Raises:
+        ConfigError: no file can have such a name.
+    """
+    if isinstance(text, str) and "://" in text:
+        return StateUrl(text)
+    if not Path(text).name:
+        raise ConfigError(
+            f"{str(text)!r} names no state; a file is expected, as data/.state.json, or "
+            "postgresql://user@host/database"
+        )
+    return Path(text)
 
 
 @dataclass(frozen=True, slots=True)
