@@ -21,6 +21,7 @@ none               ``STATESTORE_DATABASE``     ``STATE_FILE``, where that is a d
 ``reserve`` table                              nothing is reserved
 ``backups`` table                              see below
 none               ``VISUAL``, ``EDITOR``      ``vi``
+none               ``NO_COLOR``                colours on a terminal
 none               ``COINBASE_API_KEY``        none
 none               ``COINBASE_API_SECRET``     none
 none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD`` likewise,
@@ -380,6 +381,11 @@ def operator() -> str:
 def editor(environ: Mapping[str, str] = os.environ) -> str:
     """Return the command that edits a file for this user."""
     return environ.get("VISUAL") or environ.get("EDITOR") or "vi"
+
+
+def no_color(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this user wants no colours, as no-color.org has it; rich looks by itself."""
+    return bool(environ.get("NO_COLOR"))
 
 
 def service_manager(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +109,26 @@ def test_the_state_may_be_named_on_either_side_of_audit_verify(
 
     assert before.json == after.json
     assert after.json["audit"] == str(state_file.with_name("state_audit.jsonl"))
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_a_difference_has_colours_unless_they_are_not_wanted(
+    state_file: Path, no_color: str, coloured: bool
+) -> None:
+    bot = StateStore(state_file)
+    for quantity in (1, 2):
+        bot.save(bot.load() | {"positions": {"BTC-USD": {"quantity": quantity}}})
+    terminal, end = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "statestore", "diff", "--state", state_file],
+        env=os.environ | {"NO_COLOR": no_color},
+        stdout=subprocess.DEVNULL,
+        stderr=end,
+        check=True,
+    )
+    os.close(end)
+    said = os.read(terminal, 65536)
+    os.close(terminal)
+
+    assert b"BTC-USD.quantity  1 -> 2" in said
+    assert (b"\x1b[33m" in said) is coloured
