@@ -102,4 +102,4 @@ def main(url: str, state: str, *prices: str, schema: str = "statestore") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) > 2 else __doc__)

@@ -21,6 +21,7 @@ none               ``STATESTORE_DATABASE``     ``STATE_FILE``, where that is a d
 ``reserve`` table                              nothing is reserved
 ``backups`` table                              see below
 none               ``VISUAL``, ``EDITOR``      ``vi``
+none               ``NO_COLOR``                colours on a terminal
 none               ``COINBASE_API_KEY``        none
 none               ``COINBASE_API_SECRET``     none
 none               ``CCXT_KRAKEN_API_KEY``     none; ``_SECRET`` and ``_PASSWORD`` likewise,
@@ -207,8 +208,19 @@ _URL_PARAMETERS = ("state", "schema", "file_fallback")
 
 
 def state_at(text: str | os.PathLike[str]) -> Path | StateUrl:
-    """Return where a state is, as a flag or a variable names it: a file, or what has a scheme."""
-    return StateUrl(text) if isinstance(text, str) and "://" in text else Path(text)
+    """Return where a state is, as a flag or a variable names it: a file, or what has a scheme.
+
+    Raises:
+        ConfigError: no file can have such a name.
+    """
+    if isinstance(text, str) and "://" in text:
+        return StateUrl(text)
+    if not Path(text).name:
+        raise ConfigError(
+            f"{str(text)!r} names no state; a file is expected, as data/.state.json, or "
+            "postgresql://user@host/database"
+        )
+    return Path(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +381,11 @@ def operator() -> str:
 def editor(environ: Mapping[str, str] = os.environ) -> str:
     """Return the command that edits a file for this user."""
     return environ.get("VISUAL") or environ.get("EDITOR") or "vi"
+
+
+def no_color(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this user wants no colours, as no-color.org has it; rich looks by itself."""
+    return bool(environ.get("NO_COLOR"))
 
 
 def service_manager(

@@ -339,3 +339,18 @@ def test_the_settings_that_pages_show_are_understood(tmp_path: Path) -> None:
         settings = config.load_settings({"STATESTORE_CONFIG": str(file)})
         assert settings.reserve or settings.backups
     assert os.environ.get("STATESTORE_CONFIG") is None
+
+
+def test_the_page_for_an_incident_has_every_exit_code_and_quotes_what_is_said() -> None:
+    text = page("incident.md")
+    source = "".join(path.read_text() for path in (ROOT / "statestore").rglob("*.py"))
+    quoted = re.findall(r"^\| (\"[^|]*)\|", text, re.M)
+
+    assert {int(code) for code in re.findall(r"exit (\d+) \|", text)} == MEANINGS.keys() - {
+        0,
+        2,
+        130,
+    }
+    assert len(quoted) > 3
+    for words in re.findall(r'"([^"]+)"', "".join(quoted)):
+        assert words.replace("_meta", "{codec.META}") in source, words

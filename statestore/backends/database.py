@@ -146,7 +146,8 @@ class Database:
         except psycopg.Error:
             # libpq's message quotes the URL, password included.
             raise ConfigError(
-                "the database's URL is not understood; postgresql://user@host:5432/name is expected"
+                "the database's URL is not understood; postgresql://user@host:5432/name is "
+                "expected, with no other parameters than state, schema, file_fallback and libpq's"
             ) from None
         self.address = _address(told, schema)
         self.schema = schema

@@ -263,7 +263,10 @@ class Influx:
             why = f"no answer within {self._timeout:g} s"
         else:
             why = text[:_LONGEST_ANSWER] or type(error).__name__
-        return BackendUnavailable(f"{self.address} cannot be reached: {why}")
+        return BackendUnavailable(
+            f"{self.address} cannot be reached: {why}; look whether the server runs and whether "
+            "TRADING_STATE_INFLUXDB_URL is right"
+        )
 
     def _refused(self, status: int, body: bytes | str | None, doing: str) -> BackendError:
         """Return what an answer that is no success means."""

@@ -56,13 +56,6 @@ class MemoryStore(RevisionStore):
     def changed(self) -> bool:
         return self._seen is None or self._pointer() != self._seen.pointer
 
-    def onlooker(self, *, on_mismatch: OnMismatch | None = None) -> MemoryStore:
-        return MemoryStore(
-            self.path,
-            backup_dir=self.backups.directory,
-            on_mismatch=on_mismatch or self.on_mismatch,
-        )
-
     def lease(self) -> Lease:
         with self._memory.turn:
             if self._memory.holder is not None:

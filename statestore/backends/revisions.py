@@ -27,7 +27,7 @@ from statestore.disk.checking import CheckReport, FileReport, check_file, check_
 from statestore.disk.contract import BeforeCommit, Known, Numbers, State, StateMeta, StateStore
 from statestore.disk.history import Kind, Version, newest_first, version_of, versions_of_backups
 from statestore.disk.killswitch import KillSwitch
-from statestore.disk.locks import exclusion
+from statestore.disk.locks import Lease, exclusion
 from statestore.disk.reading import Found, OnMismatch, nothing_reads
 from statestore.errors import (
     Place,
@@ -124,9 +124,9 @@ class RevisionStore(StateStore):
 
     # What a kind of store fills in
 
-    def _row(self) -> Row:
-        """Return the part of the kill switch that all machines see."""
-        raise NotImplementedError
+    def _row(self) -> Row | None:
+        """Return the part of the kill switch that all machines see; None: only a file halts."""
+        return None
 
     def _file_name(self) -> str:
         """Return the stem of the names of its backups."""
@@ -159,6 +159,13 @@ class RevisionStore(StateStore):
         raise NotImplementedError
 
     # Reading
+
+    def onlooker(self, *, on_mismatch: OnMismatch | None = None) -> RevisionStore:
+        return type(self)(
+            self.path,
+            backup_dir=self.backups.directory,
+            on_mismatch=on_mismatch or self.on_mismatch,
+        )
 
     def refresh(self, *, numbers: Numbers = "float") -> State:
         seen = self._seen
@@ -228,12 +235,21 @@ class RevisionStore(StateStore):
             raise StateCorrupt(place, f"{place} {document.why}; restore from another backup")
         return self._exclusively(lambda: self._restore(document, reason, before_commit))
 
-    # Who may trade
+    # Who runs, and who may trade
+
+    def lease(self) -> Lease:
+        raise UsageError(
+            f"{self.path} has no lease, so nothing would keep a second bot out; run the bot on a "
+            "file or on postgresql://, or add lease() and lease_holder() to this store"
+        )
+
+    def lease_holder(self) -> dict[str, Any] | None:
+        return None
 
     def kill_switch(self, local: KillSwitch | Path | None = None) -> KillSwitch:
-        if isinstance(local, SharedKillSwitch):
-            return local
-        return SharedKillSwitch(super().kill_switch(local), self._row(), self.path)
+        row = None if isinstance(local, SharedKillSwitch) else self._row()
+        switch = super().kill_switch(local)
+        return switch if row is None else SharedKillSwitch(switch, row, self.path)
 
     # Finding
 

@@ -63,6 +63,17 @@ class _Lazy(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.5)
+            if near:
+                ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(sorted(_COMMANDS.items()))
@@ -71,7 +82,12 @@ class _Lazy(click.Group):
 @click.command(cls=_Lazy, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="statestore")
 def cli(**_: Any) -> None:
-    """A trading bot's state in one file that no crash can tear, and tools to repair it."""
+    """A trading bot's state in one file that no crash can tear, and tools to repair it.
+
+    In an incident, one after the other: "kill-switch engage", "doctor", "rebuild --hours 72 --out
+    plan.json", "diff --plan plan.json", "rebuild --apply plan.json", "verify", "kill-switch
+    release". What was repaired wrongly is taken back by "undo".
+    """
 
 
 main = entry(cli)

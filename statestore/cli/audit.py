@@ -24,9 +24,12 @@ def command(ctx: click.Context, state: Path | StateUrl | None) -> None:
 
 
 @command.command(epilog=EPILOG)
+@state_option
 @click.pass_obj
-def verify(log: AuditLog) -> None:
+def verify(log: AuditLog, state: Path | StateUrl | None) -> None:
     """Check that each line carries the hash of the one before it."""
+    if state is not None:
+        log = AuditLog(places(load_settings(), state=state).audit_file)
     lines = log.verify()
     note(f"{log.path}: {lines} line(s), chain whole")
     print_json({"audit": str(log.path), "lines": lines, "whole": True})

@@ -61,6 +61,8 @@ def command(
         for found in (report.state, report.bak, *report.backups):
             if found.why:
                 note(f"{found.path} {found.why}")
+        if report.state.status == "missing":
+            note(f"there is no {report.state.path}: check the path (--state, STATE_FILE)")
         _mention(store, report)
         if max_age is not None and stale and report.ok:
             note(_staleness(report.state, age, max_age))

@@ -217,7 +217,8 @@ def _check_reports(folder: Path | None, accounts: Sequence[Account]) -> None:
     if folder is None:
         return
     if not folder.is_dir():
-        raise UsageError(f"--report {folder} is no folder; make it first")
+        what = "is a file, not a folder" if folder.exists() else "is no folder; make it first"
+        raise UsageError(f"--report {folder} {what}")
     from statestore.repair.fleetwork import report_path
     from statestore.repair.outcome import check_report
 

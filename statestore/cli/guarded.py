@@ -70,12 +70,14 @@ def replace_state(
     if ask and sys.stdin.isatty():
         confirm(ask)
     former: list[Former | None] = []
+    began: list[bool] = []
 
     def before_commit() -> None:
         check()
         if replacing is not None:
             _require(store, replacing)
         former.append(_keep_former(store, action, may_begin=may_begin))
+        began.append(former[0] is None and is_missing(store))
         check()
 
     saved = write(before_commit)
@@ -90,7 +92,9 @@ def replace_state(
     finally:  # what does not read back is recorded all the same
         record_repair(AuditLog(where.audit_file), action, saved, audited)
     note(f"{store.path} is at revision {saved.revision}.")
-    if kept is None:
+    if began[0]:
+        note("There was no state before, so there is no backup, and no undo.")
+    elif kept is None:
         note("What it replaced did not read, so there is no backup of it, and no undo.")
     else:
         note(f"Former state: {kept.backup} (revision {kept.document.revision}).")
@@ -127,6 +131,18 @@ def present(store: StateStore) -> tuple[codec.Document | None, str]:
             return store.read(store.path), str(error)
         except (StateCorrupt, StateMissing):
             return None, str(error)
+
+
+def called_now(store: StateStore, why: str) -> str:
+    """Return what to call the present state beside another: its place, and that it is not good."""
+    if not why:
+        return str(store.path)
+    return f"{store.path} ({'there is none' if is_missing(store) else 'not good'})"
+
+
+def is_missing(store: StateStore) -> bool:
+    """Return whether there is nothing where the state should be, whatever stands behind it."""
+    return store.check().state.status == "missing"
 
 
 def _require(store: StateStore, shown: StateMeta) -> None:

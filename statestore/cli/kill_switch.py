@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -29,6 +30,12 @@ def _switch(state: Path | StateUrl | None, kill_switch: Path | None) -> KillSwit
     return StateStore(where.state).kill_switch(where.kill_switch)
 
 
+def _warn_of_a_slip(state: Path | StateUrl) -> None:
+    """A switch beside a mistyped state halts nobody, and whoever engages it believes otherwise."""
+    if isinstance(state, Path) and not os.path.lexists(state):
+        note(f"Warning: there is no {state}; a bot may be looking at another switch: check --state")
+
+
 def _report(switch: KillSwitch) -> None:
     print_json({"kill_switch": str(switch), "status": switch.status(), **(switch.details() or {})})
 
@@ -42,6 +49,8 @@ def engage(state: Path | StateUrl | None, kill_switch: Path | None, reason: str)
     switch = _switch(state, kill_switch)
     switch.engage(reason=reason, by=operator())
     note(f"Engaged: {switch}")
+    if state is not None and kill_switch is None:
+        _warn_of_a_slip(state)
     _report(switch)
 
 

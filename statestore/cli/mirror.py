@@ -17,7 +17,7 @@ from statestore.backends.mirror import (
 )
 from statestore.cli.differences import preview, show_differences
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
-from statestore.cli.guarded import present, replace_state, retention
+from statestore.cli.guarded import called_now, present, replace_state, retention
 from statestore.cli.options import (
     allow_live_option,
     backup_dir_option,
@@ -178,7 +178,7 @@ def restore(
         path = Path(folder, "mirrored")
         path.write_bytes(document)
         report = differences(before, read_document(path))
-    show_differences(report, f"{store.path}{' (not good)' if why else ''}", called)
+    show_differences(report, called_now(store, why), called)
     facts = {"from": mirror.database.address, "mirror_revision": held.revision}
     if dry_run:
         preview("restore", store, report, {**facts, "present_is_not_good": why or None})

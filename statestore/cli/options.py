@@ -18,6 +18,8 @@ from statestore.times import parse_instant
 # Whether a file can be read is said by whoever reads it, with that error's own exit code.
 FILE = click.Path(path_type=Path, readable=False)
 
+_LONGEST_HOURS = 1_000_000  # 114 years; no exchange is older
+
 
 class StatePlace(click.ParamType[Path | StateUrl]):
     """A state file, or the URL of a state in a database."""
@@ -65,8 +67,10 @@ class Hours(click.ParamType[Decimal]):
             hours = value if isinstance(value, Decimal) else parse_amount(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if not 0 < hours <= 1_000_000:
-            self.fail(f"{value} is not a number of hours above 0", param, ctx)
+        if not 0 < hours <= _LONGEST_HOURS:
+            self.fail(
+                f"{value} is not a number of hours above 0 and up to {_LONGEST_HOURS}", param, ctx
+            )
         return hours
 
 
@@ -201,4 +205,6 @@ def dry_run_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--yes", is_flag=True, help="Do not ask before writing.")(function)
+    return click.option(
+        "--yes", is_flag=True, help="Do not ask before writing; without a terminal nobody is asked."
+    )(function)

@@ -16,8 +16,10 @@ from statestore.cli.options import (
     kill_switch_option,
     place_of,
     refuse_target,
+    require_room,
     state_of_plan,
     state_option,
+    yes_option,
 )
 from statestore.cli.reporting import check_report, report_option, reported
 from statestore.cli.sources import (
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
 @kill_switch_option
 @backup_dir_option
 @allow_live_option
-@click.option("--yes", is_flag=True, help="Do not ask before writing.")
+@yes_option
 @click.option("--exit-code", is_flag=True, help="Exit 3 when a dry run finds differences.")
 @talk_options
 def command(**flags: Any) -> int:
@@ -285,5 +287,7 @@ def _refuse_targets(flags: dict[str, Any], where: Places) -> None:
     read = [flags[option] for option in ("fills", "balances", "plan_path", "key_file")]
     precious = [*where.files, where.ledger, *read]
     for option in ("save_fills", "audit_out", "out", "report"):
-        refuse_target(f"--{option.replace('_', '-')}", flags[option], precious)
+        name = f"--{option.replace('_', '-')}"
+        refuse_target(name, flags[option], precious)
+        require_room(name, flags[option])  # before minutes of reading, not after
         precious.append(flags[option])

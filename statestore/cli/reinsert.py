@@ -227,7 +227,7 @@ def _export(
             kind="tokens", rows=rows, filters={"status": status}, source=source_of(state)
         )
         envelope.write(path, found, new=output is None)
-    note(f"{len(rows)} tokens of {store.path} {'would be ' if dry_run else ''}written to {path}.")
+    note(f"{len(rows)} token(s) of {store.path} {'would be ' if dry_run else ''}written to {path}.")
     print_json(
         {
             "action": "export",

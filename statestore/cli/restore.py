@@ -10,7 +10,7 @@ import click
 
 from statestore.cli.differences import preview, show_differences
 from statestore.cli.exits import EPILOG
-from statestore.cli.guarded import present, replace_state, retention
+from statestore.cli.guarded import called_now, present, replace_state, retention
 from statestore.cli.options import (
     Version,
     allow_live_option,
@@ -93,7 +93,7 @@ def command(
     if wanted.meta is None and not ours:
         _refuse_foreign(origin, wanted, before, store.path)
     report = differences(before, wanted)
-    show_differences(report, f"{store.path}{' (not good)' if why else ''}", called)
+    show_differences(report, called_now(store, why), called)
     if dry_run:
         preview("restore", store, report, {"from": called, "present_is_not_good": why or None})
         return

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def tell(message: str, *, err: bool = False, **style: Any) -> None:
-    """Print for people; ``style`` as in `click.style`."""
+    """Print for people; ``style`` as in `click.style`, without its colours under ``NO_COLOR``."""
+    if "fg" in style:
+        from statestore.config import no_color  # what --help does not need
+
+        if no_color():
+            del style["fg"]
     click.secho(printable(message), err=err, **style)
 
 

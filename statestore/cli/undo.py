@@ -165,7 +165,7 @@ def _newest_repair(log: AuditLog, store: StateStore) -> _Repair:
         raise StateMissing(
             store.path,
             f"the newest repair of {store.path}, a {newest['action']} of {newest.get('at')}, "
-            "replaced what could not be read, so no backup was made that could be put back; "
+            "replaced nothing that could be read, so no backup was made that could be put back; "
             f"{_OTHERWISE}",
         )
     try:

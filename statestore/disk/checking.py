@@ -7,7 +7,7 @@ not read is reported, never raised; only a folder that cannot be listed is an er
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from statestore import times
 from statestore.disk import codec, durable, surroundings
 from statestore.disk.backups import Backups
 from statestore.disk.locks import holder_since
+from statestore.disk.reading import fell_behind, lost_meta
 from statestore.errors import Place
 
 _STATUS: dict[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
@@ -85,9 +86,10 @@ def check_files(
     beside = sorted(folder.iterdir()) if folder.is_dir() else []
     leftovers = [p for p in beside if p.name.startswith(name) and p.name.endswith(".tmp")]
     leftovers += backups.leftovers()
+    bak = check_file(backup_path)
     return CheckReport(
-        state=check_file(path),
-        bak=check_file(backup_path),
+        state=_beside(check_file(path), bak),
+        bak=bak,
         backups=[check_file(backup.path) for backup in backups.list()],
         quarantined=[p for p in beside if p.name.startswith(f"{name}.corrupt-")],
         leftovers=[] if lock_holder else leftovers,
@@ -96,6 +98,19 @@ def check_files(
         lease=lease,
         file_system=surroundings.file_system_of(path),
     )
+
+
+def _beside(state: FileReport, bak: FileReport) -> FileReport:
+    """Return what a state file is with that ``.bak`` behind it: good alone may not be good."""
+    if bak.status != "good" or not bak.revision or state.revision is None:
+        return state
+    if state.status == "adopted":
+        why = lost_meta(Path(bak.path), bak.revision)
+    elif state.status == "good" and state.revision < bak.revision:
+        why = fell_behind(state.revision, Path(bak.path), bak.revision)
+    else:
+        return state
+    return replace(state, status="mismatch", why=why)
 
 
 def check_file(path: Path) -> FileReport:

@@ -212,7 +212,7 @@ class Reader:
             return self._fall_back(found, found.why)
         if document.trust is codec.Trust.ADOPTED and ahead:
             # Not the file as it was before its first save: that is long gone.
-            why = f"has no {codec.META}, although {self.backup_path.name} is at revision {ahead}"
+            why = lost_meta(self.backup_path, ahead)
             document = found.document = document.distrusted(why)
         if document.trust is codec.Trust.MISMATCH:
             if on_mismatch == "refuse":
@@ -223,11 +223,7 @@ class Reader:
         if document.revision < ahead:
             higher = read_valid(self.backup_path, lambda _path, _why: None)
             if higher is not None and higher[1].revision > document.revision:
-                why = (
-                    f"is at revision {document.revision}, older than {self.backup_path.name} at "
-                    f"{higher[1].revision}; the file system lost a rename, or an older file was "
-                    "put in its place (`statestore seal` accepts that)"
-                )
+                why = fell_behind(document.revision, self.backup_path, higher[1].revision)
                 return replace(
                     found, document=higher[1], data=higher[0], source=self.backup_path, why=why
                 )
@@ -262,6 +258,19 @@ class Reader:
             "damaged. `statestore seal` accepts it as it is, `statestore restore` takes "
             f"{self.backup_path.name} or a backup",
         )
+
+
+def lost_meta(backup_path: Path, ahead: int) -> str:
+    """Return what is wrong with a state without ``_meta`` that has a saved one behind it."""
+    return f"has no {codec.META}, although {backup_path.name} is at revision {ahead}"
+
+
+def fell_behind(revision: int, backup_path: Path, ahead: int) -> str:
+    """Return what is wrong with a state that is older than the one behind it."""
+    return (
+        f"is at revision {revision}, older than {backup_path.name} at {ahead}; the file system "
+        "lost a rename, or an older file was put in its place (`statestore seal` accepts that)"
+    )
 
 
 def nothing_reads(path: Place, refused: Mapping[Path, str] | Mapping[Place, str]) -> StateCorrupt:

@@ -162,7 +162,9 @@ def load_plan(path: Path, state: Place | None = None) -> SavedPlan:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot read plan {path}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot read plan {path}: {error.strerror}; check the path, or make a plan with --out"
+        ) from error
     if len(data) > MAX_BYTES:
         raise UsageError(f"{path} is longer than {MAX_BYTES} bytes, which no plan is")
     saved = read_plan(path, data)
@@ -178,11 +180,11 @@ def read_plan(path: Path, data: bytes) -> SavedPlan:
     try:
         found = decode_json(data)
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise ValueError(f"its schema is not {SCHEMA}; make one with --out")
+            raise ValueError(f"its schema is not {SCHEMA}")
         body = {name: value for name, value in found.items() if name not in ("schema", "sha256")}
         wanted = _sum(body)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no plan: {error}") from error
+        raise UsageError(f"{path} is no plan: {error}; make one with --out") from error
     if found.get("sha256") != wanted:
         raise UsageError(
             f"{path} is not what was written: its checksum does not fit, so it was edited or "

@@ -98,7 +98,8 @@ def understand(path: Path, digest: str, document: Any) -> Legacy:
     raise StateInvalid(
         path,
         f"{path} is of no shape that is known: an export of ours (format), of positions or tokens "
-        f"(exported_at), or a backup (backup_timestamp); it has {found}",
+        f"(exported_at), or a backup (backup_timestamp); it has {found}. A state "
+        "or a backup of ours is put back by `statestore restore --file`",
     )
 
 

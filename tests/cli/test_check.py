@@ -55,6 +55,33 @@ def test_a_good_state_alone_is_nothing_to_remark_on(statestore: Run, state: Path
     assert (ran.json["lock_holder"], ran.json["lease"]) == (None, None)
 
 
+def test_a_good_file_that_load_would_not_believe_is_exit_8(statestore: Run, state: Path) -> None:
+    first, bot = state.read_bytes(), StateStore(state)
+    for quantity in (1, 2):
+        bot.save(bot.load() | {"positions": {"BTC-USD": {"quantity": quantity}}})
+    state.write_bytes(first)
+    older = statestore("check", "--state", state)
+    state.write_text('{"positions": {}}')
+    unsealed = statestore("check", "--state", state)
+
+    assert older.code == unsealed.code == 8
+    assert "is at revision 1, older than .state.json.bak at 2" in older.err
+    assert "has no _meta, although .state.json.bak is at revision 2" in unsealed.err
+    assert older.json["state"]["status"] == unsealed.json["state"]["status"] == "mismatch"
+
+
+def test_a_state_that_is_not_there_is_said(statestore: Run, tmp_path: Path) -> None:
+    ran = statestore("check", "--state", tmp_path / "none.json")
+
+    assert ran.code == 8
+    assert f"there is no {tmp_path}/none.json: check the path" in ran.err
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_path_that_names_no_file_is_no_state(statestore: Run, name: str) -> None:
+    assert f"'{name}' names no state" in statestore("check", "--state", name).error
+
+
 def test_a_bot_that_runs_is_named(statestore: Run, state: Path) -> None:
     with StateStore(state).lease():
         ran = statestore("check", "--state", state)

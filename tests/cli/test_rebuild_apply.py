@@ -322,7 +322,7 @@ HEADER = (
         ('{"fills": null}', ["not a list"]),
         ('{"fills": [], "cursor": "abc"}', ["cursor"]),
         ('{"fills": [], "proof_token_required": true}', ["proof_token_required"]),
-        ('{"orders": []}', ["neither a fill nor a page"]),
+        ('{"orders": []}', ["neither a fill nor a page", "expected a List Fills page"]),
         ("[1]", ["fill 1"]),
         ('{"product_id": "BTC-USD"}\n{"nonsense"}\n', ["line 2"]),
         ("[" * 100_000, ["JSON"]),

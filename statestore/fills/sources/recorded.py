@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -42,6 +43,7 @@ CSV_COLUMNS = (
 MAX_BYTES = 1 << 30
 
 _FORMATS = "a List Fills page, a list of fills, JSON Lines, or Coinbase's fills CSV"
+_BALANCES = 'a List Accounts payload, or {"BTC": "0.5"}'
 _BLANKS = b" \t\r\n"
 _ROW_KEYS = frozenset({"entry_id", "trade_id", "product_id"})  # any of them says: a fill
 
@@ -98,13 +100,17 @@ def read_balances(path: Path) -> Balances:
         RecordedFileError: neither form, or an amount is not a number.
         IncompleteRead: an accounts payload that says there are more pages.
     """
-    document = _decoded(path, _read(path), "")
+    data = _read(path)
+    if not data.strip(_BLANKS):
+        raise RecordedFileError(f"{path} is empty; expected {_BALANCES}")
+    document = _decoded(path, data, "")
     if isinstance(document, dict) and "accounts" in document:
         document = [document]
     if isinstance(document, list):
         return Balances(balances_of(_accounts(path, document), str(path)))
     if not isinstance(document, dict):
-        raise RecordedFileError(f'{path} holds no object; expected accounts or {{"BTC": "0.5"}}')
+        raise RecordedFileError(f"{path} holds no object; expected {_BALANCES}")
+    _refuse_twice(path, data)
     amounts = {}
     for currency, value in document.items():
         try:
@@ -112,9 +118,20 @@ def read_balances(path: Path) -> Balances:
             if amount < 0:
                 raise ValueError(f"{amount} is negative, and nobody owns less than nothing")
         except ValueError as error:
-            raise RecordedFileError(f"{path}: balance of {currency}: {error}") from error
+            raise RecordedFileError(
+                f"{path}: balance of {currency}: {error}; expected {_BALANCES}"
+            ) from error
         amounts[currency.upper()] = amount
     return Balances(amounts, complete=False)
+
+
+def _refuse_twice(path: Path, data: bytes) -> None:
+    """Refuse balances that name an asset twice: a JSON reader takes the last one, silently."""
+    seen: set[str] = set()
+    for currency, _ in json.loads(data, object_pairs_hook=list):
+        if currency.upper() in seen:
+            raise RecordedFileError(f"{path} names {currency} twice; which is right?")
+        seen.add(currency.upper())
 
 
 def _accounts(path: Path, pages: list[Any]) -> Iterator[object]:
@@ -174,7 +191,8 @@ def _batch(path: Path, documents: Sequence[tuple[str, object]]) -> Batch:
             rows.append(Row(document, f"{path.name}{where}"))
         else:
             raise RecordedFileError(
-                f"{path}{where} is {json_type(document)} that is neither a fill nor a page of fills"
+                f"{path}{where} is {json_type(document)} that is neither a fill nor a page of "
+                f"fills; expected {_FORMATS}"
             )
     if cursor:
         raise IncompleteRead(
@@ -212,7 +230,9 @@ def _csv_rows(path: Path, data: bytes) -> Iterator[Row]:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise RecordedFileError(f"{path} is neither JSON nor UTF-8 text: {error}") from error
+        raise RecordedFileError(
+            f"{path} is neither JSON nor UTF-8 text: {error}; expected {_FORMATS}"
+        ) from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     portfolios: set[str] = set()
     try:
