@@ -1,4 +1,4 @@
-"""The sections a session keeps in the state, and how it says what it restored."""
+"""The sections a session keeps in the state, and how it says what it restored or took over."""
 
 from __future__ import annotations
 
@@ -67,6 +67,26 @@ def restored(state: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {key}: {describe(position)}"
     if pairs:
         yield f"Restored Pair States: {len(pairs)} pairs"
+
+
+def held(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the positions; none where the bot has put something else there for the moment."""
+    found = state.get("positions")
+    return found if isinstance(found, Mapping) else {}
+
+
+def differences(mine: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:
+    """Return what happened to each position, for the log: ``{"BTC-USD": "2 -> 1"}``."""
+    before, after = held(mine), held(fresh)
+    return {
+        key: f"{_units(before.get(key))} -> {_units(after.get(key))}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    }
+
+
+def _units(position: object) -> str:
+    return "none" if position is None else str(quantity(position))
 
 
 def quantity(position: Any) -> Any:
