@@ -19,7 +19,7 @@ from statestore.amounts import ZERO
 from statestore.disk.backups import Backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.errors import BackendError, SignalError, StateError
-from statestore.runtime.bootstrap import SECTION as DRIVERS
+from statestore.runtime.drivers import SECTION as DRIVERS
 from statestore.runtime.signals import PLACES, Inbox, Place
 from statestore.runtime.tokens import units_of
 
