@@ -226,8 +226,8 @@ def _render_jsonl(path: Path, envelope: Envelope) -> bytes:
 def _render_csv(path: Path, envelope: Envelope) -> bytes:
     if envelope.kind not in _ROWS:
         raise UsageError("csv holds rows, and a whole state has none; use json")
-    table = table_of(envelope.rows)
-    return b"# " + next(_lines(path, envelope)) + b"\n" + table
+    head = next(_lines(path, envelope))  # which refuses what is no JSON, and names it
+    return b"# " + head + b"\n" + table_of(envelope.rows)
 
 
 def _lines(path: Path, envelope: Envelope) -> Iterator[bytes]:
