@@ -11,6 +11,8 @@ from statestore.errors import IncompleteRead, UsageError
 from statestore.runtime.bars import Bar, bar_of, interval
 from statestore.times import format_instant
 
+MILLISECOND = 1_000_000  # in ns
+
 NAMES = ("binance", "coinbase", "ccxt:EXCHANGE", "file:PATH")
 
 SYMBOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
@@ -48,11 +50,11 @@ Raw = tuple[int, object, object, object, object, object]
 
 def closed_bars(
     rows: Iterable[Raw],
-    *,
     tf: str,
     start: int,
     end: int,
     limit: int,
+    *,
     present: int,
     source: str,
     where: str,
@@ -60,6 +62,7 @@ def closed_bars(
     """Return the rows of an answer as `BarSource.fetch` has to; those out of the range are dropped.
 
     Args:
+        tf, start, end, limit: as `BarSource.fetch` was given them.
         present: the instant by whichever clock is behind; what closes later is not closed.
         where: names the answer, for messages.
 
@@ -78,6 +81,20 @@ def closed_bars(
         if found.setdefault(ts, bar) != bar:
             raise IncompleteRead(f"{where}: two bars of {format_instant(ts)} that differ")
     return [found[ts] for ts in sorted(found)][-limit:]
+
+
+def kline_of(row: object, where: str, *, called: str = "bar") -> Raw:
+    """Return a row that is a list: when it opens in ms, open, high, low, close, volume and more.
+
+    Args:
+        where, called: for messages: which answer, and what the exchange calls its rows.
+
+    Raises:
+        IncompleteRead: it is none.
+    """
+    if not isinstance(row, list) or len(row) < 6 or type(row[0]) is not int:
+        raise IncompleteRead(f"{where}: {row!r:.60} is no {called}")
+    return (row[0] * MILLISECOND, row[1], row[2], row[3], row[4], row[5])
 
 
 def checked_symbol(symbol: str) -> str:
