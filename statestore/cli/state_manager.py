@@ -24,6 +24,7 @@ from statestore.config import (
     places,
 )
 from statestore.disk import durable
+from statestore.disk.checking import CheckReport
 from statestore.disk.history import read_document
 from statestore.disk.store import State, StateStore
 from statestore.errors import BackendError, ConfigError, SaveFailed, StateCorrupt, StateError
@@ -136,25 +137,9 @@ def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str
         raise StateError(
             store.path, f"cannot list {error.filename}: {error.strerror}; it has to be readable"
         ) from error
-    unhealthy = [
-        f"{found.path} {found.why}"
-        for found in (files.state, files.bak, *files.backups)
-        if found.why
-    ]
-    if files.state.status == "missing":
-        unhealthy.append(f"there is no {store.path}")
-    state: State | None = None
-    try:
-        state = store.load(numbers="decimal", missing_ok=False)
-    except StateError as error:
-        if str(error) not in unhealthy:
-            unhealthy.append(str(error))
+    state, why = _loaded(store)
     age = _age(state)
-    if max_age is not None and (age is None or age > max_age):
-        unhealthy.append(
-            f"the last save is {'of unknown age' if age is None else f'{age:.0f} s old'}, "
-            f"{max_age:g} s are allowed"
-        )
+    unhealthy = _faults(files, why, age, max_age)
     settings = load_trading_state_settings()
     switch = store.kill_switch(where.kill_switch)
     found: Mapping[str, Any] = state if state is not None else {}
@@ -182,6 +167,30 @@ def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str
         "kill_switch": switch.status(),
         "backend": {"file": "ok" if state is not None else "failed"} | _database(settings, store),
     }
+
+
+def _loaded(store: StateStore) -> tuple[State | None, str]:
+    """Return the state, or None and why it does not read."""
+    try:
+        return store.load(numbers="decimal", missing_ok=False), ""
+    except StateError as error:
+        return None, str(error)
+
+
+def _faults(files: CheckReport, why: str, age: float | None, max_age: float | None) -> list[str]:
+    """Return what is wrong with the files, with reading them, and with how old the state is."""
+    looked_at = (files.state, files.bak, *files.backups)
+    found = [f"{file.path} {file.why}" for file in looked_at if file.why]
+    if files.state.status == "missing":
+        found.append(f"there is no {files.state.path}")
+    if why and why not in found:
+        found.append(why)
+    if max_age is not None and (age is None or age > max_age):
+        found.append(
+            f"the last save is {'of unknown age' if age is None else f'{age:.0f} s old'}, "
+            f"{max_age:g} s are allowed"
+        )
+    return found
 
 
 def _database(settings: TradingStateSettings, store: StateStore) -> dict[str, str]:
