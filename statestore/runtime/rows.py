@@ -37,14 +37,13 @@ from statestore.model import (
     PositionStatus,
 )
 from statestore.runtime import legacy
-from statestore.runtime.sections import quantity
+from statestore.runtime.sections import ENTRIES, quantity
 from statestore.runtime.transfer import status_of
 
 OF_ROW = "_orders"  # in a row
 NOTE = "_import"  # in metadata: what an import has to know to give the row back
 
 _LONGEST = 50  # of exchange and symbol
-_ENTRIES = ("entry_price", "avg_entry_price")
 _OPENED = ("opened_at", "entry_time", "first_entry_timestamp", "timestamp", "created_at")
 _PNL = ("unrealized_pnl", "realized_pnl")
 _AMOUNTS = (*_PNL, "current_price", "stop_loss", "take_profit", "margin")
@@ -159,7 +158,7 @@ def position_of(key: str, entry: Mapping[str, Any], exchange: str) -> Position:
     said = quantity(entry)
     units = None if said is None else _required(said, "quantity")
     status = _status(entry, units)
-    price = next((entry[name] for name in _ENTRIES if entry.get(name) is not None), None)
+    price = next((entry[name] for name in ENTRIES if entry.get(name) is not None), None)
     if price is None and status.held:
         raise Unsuitable("has no entry price; the table needs one, and none is made up")
     units = units or ZERO

@@ -13,8 +13,10 @@ CONFIG = ("data_provider", "broker", "strategy", "pairs")
 
 _RULE = "=" * 60
 _SIDES = ("side", "direction")
+# By which names a position says how much is held, in whichever shape, and what it cost a unit.
 QUANTITIES = ("quantity", "units", "base_qty")
-_ENTRIES = ("entry_price", "avg_entry_price")
+UNITS = (*QUANTITIES, "total", "total_quantity")
+ENTRIES = ("entry_price", "avg_entry_price")
 _TIMES = ("entry_time", "timestamp", "opened_at", "first_entry_timestamp")
 
 
@@ -91,7 +93,7 @@ def _units(position: object) -> str:
 
 def quantity(position: Any) -> Any:
     """Return the recorded quantity of a position in whichever shape; None if there is none."""
-    return _first(position, (*QUANTITIES, "total", "total_quantity"))
+    return _first(position, UNITS)
 
 
 def describe(position: Any) -> str:
@@ -100,7 +102,7 @@ def describe(position: Any) -> str:
         "unknown" if value is None else value
         for value in (
             _first(position, _SIDES),
-            _first(position, _ENTRIES),
+            _first(position, ENTRIES),
             quantity(position),
             _first(position, _TIMES),
         )
