@@ -11,6 +11,7 @@ import click
 
 from statestore.backends.mirror import configured_mirror
 from statestore.cli import restore
+from statestore.cli.backup import told
 from statestore.cli.exits import EPILOG, code_for, entry
 from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
 from statestore.cli.output import note, print_json
@@ -25,7 +26,6 @@ from statestore.config import (
 )
 from statestore.disk import durable
 from statestore.disk.checking import CheckReport
-from statestore.disk.history import read_document
 from statestore.disk.store import State, StateStore
 from statestore.errors import BackendError, ConfigError, SaveFailed, StateCorrupt, StateError
 from statestore.runtime.legacy import is_closed
@@ -104,18 +104,7 @@ def backup(state: Path | StateUrl | None, folder: Path | None) -> None:
         durable.make_directory(folder)
     except SaveFailed as error:
         raise StateError(folder, f"cannot make {folder}: {error.__cause__}") from error
-    path = store.backup(to=_free_name(folder))
-    document = read_document(path)
-    note(f"Backup of revision {document.revision}: {path}")
-    print_json(
-        {
-            "action": "backup",
-            "path": str(store.path),
-            "backup": str(path),
-            "revision": document.revision,
-            "sha256": document.identity,
-        }
-    )
+    print_json(told(store, store.backup(to=_free_name(folder))))
 
 
 command.add_command(restore.command)
