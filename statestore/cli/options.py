@@ -200,5 +200,24 @@ def dry_run_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def replay_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--method --since --until`` of what replays recorded fills, and no state."""
+    for option in (
+        click.option(
+            "--until", type=Instant(), help="Take nothing that was filled at or after this."
+        ),
+        click.option("--since", type=Instant(), help="Take nothing that was filled before this."),
+        click.option(
+            "--method",
+            type=click.Choice(["average", "fifo", "lifo"]),
+            default="average",
+            show_default=True,
+            help="Which units a sell takes.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--yes", is_flag=True, help="Do not ask before writing.")(function)
