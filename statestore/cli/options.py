@@ -1,4 +1,8 @@
-"""Values and options that several commands share."""
+"""Values and options that several commands share: one name, one meaning, one help text each.
+
+A value that is not understood ends the command before anything is read (exit 2). Where fills are
+read from is in `sources`; an option that one command has is in its own module.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The sections a session keeps in the state, and how it says what it restored or took over."""
+"""The sections a session keeps in the state, and how it says what it restored or took over.
+
+A section that is missing is added, empty or null; one that is there and is no object is an error,
+never written over. What is said is for a log: a position of whichever shape is one line, and what
+it does not say is "unknown". Nothing is judged here: see `validation`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Where bars come from: public candles of an exchange, or a file. No key, and nothing but GET."""
+"""Where bars come from: public candles of an exchange, or a file. No key, and nothing but GET.
+
+What is promised of each source: bars that are closed, of the range asked for, oldest first, each
+instant once; or an error, never an empty list in place of a failure. What an exchange no longer has
+is not made up, and who keeps the bars is not decided here (`collecting`).
+"""
 
 from __future__ import annotations
 
