@@ -626,20 +626,8 @@ class TradingSession:
     def _reload(self, lost: str | None = None) -> bool:
         """Take over the state on disk, unless it is ours, or older than ours; return whether."""
         mine = self.state
-        try:
-            seen = self._onlooker.load(missing_ok=False).meta
-            if seen.recovered_from is not None and seen.revision <= mine.meta.revision:
-                if self.mode != "DRY_RUN":
-                    self._books.owe_rescue()
-                return False
-            fresh = self.store.load(numbers=self._numbers, missing_ok=False)
-            sections.complete(fresh, self.store.path)
-        except StateStoreError as error:
-            self._reload_error = f"{type(error).__name__}: {error}"
-            logger.error(
-                "the state on disk changed and cannot be taken over",
-                extra={"path": str(self.store.path), "why": str(error)},
-            )
+        fresh = self._on_disk(mine)
+        if fresh is None:
             return False
         self._reload_error = None
         if (fresh.meta.revision, fresh.meta.sha256) == (mine.meta.revision, mine.meta.sha256):
@@ -665,6 +653,25 @@ class TradingSession:
                 extra={"strategy": name},
             )
         return True
+
+    def _on_disk(self, mine: State) -> State | None:
+        """Return the state on disk; None where what we hold is newer, or it cannot be used."""
+        try:
+            seen = self._onlooker.load(missing_ok=False).meta
+            if seen.recovered_from is not None and seen.revision <= mine.meta.revision:
+                if self.mode != "DRY_RUN":
+                    self._books.owe_rescue()
+                return None
+            fresh = self.store.load(numbers=self._numbers, missing_ok=False)
+            sections.complete(fresh, self.store.path)
+        except StateStoreError as error:
+            self._reload_error = f"{type(error).__name__}: {error}"
+            logger.error(
+                "the state on disk changed and cannot be taken over",
+                extra={"path": str(self.store.path), "why": str(error)},
+            )
+            return None
+        return fresh
 
     def _take(self, fresh: State) -> bool:
         self._state = fresh
