@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,23 +48,31 @@ def command(
     return 0
 
 
+def told(store: StateStore, path: Path) -> dict[str, Any]:
+    """Read a backup that was just made, say which it is, and return what is reported of it."""
+    document = read_document(path)
+    note(f"Backup of revision {document.revision}: {path}")
+    return {
+        "action": "backup",
+        "path": str(store.path),
+        "backup": str(path),
+        "revision": document.revision,
+        "sha256": document.identity,
+    }
+
+
 def _make(
     store: StateStore, where: Places, settings: Settings, output: Path | None, reason: str
 ) -> None:
     if output is not None:
         _refuse_target(where, output)
     path = store.backup(reason, to=output)
-    document = read_document(path)
-    note(f"Backup of revision {document.revision}: {path}")
+    made = told(store, path)
     if output is not None and _shares_its_disk(store, path):
         note("Warning: it is on the same file system as the state.")
     print_json(
         {
-            "action": "backup",
-            "path": str(store.path),
-            "backup": str(path),
-            "revision": document.revision,
-            "sha256": document.identity,
+            **made,
             "bytes": path.stat().st_size,
             "deleted": [] if output is not None else prune(store, retention(settings)),
         }

@@ -1,7 +1,11 @@
 """What ``statestore doctor`` looks at: each check gives lines, and does not know of the others.
 
-Nothing is written: no lock, no probe file, no cache. It is a list, and as long as there is to look
-at.
+But for two things: the state is read once for all that look at it (`Patient.report`), and a key is
+not asked about at an exchange that did not answer. Nothing is written: no lock, no probe file, no
+cache.
+
+One module, because it is the list that an operator gets, in its order: what is looked at is found
+by reading down, and a new check is one function and one line of `CHECKS`.
 """
 
 from __future__ import annotations
@@ -181,23 +185,20 @@ def _disk(patient: Patient) -> Lines:
     size = path.stat().st_size if path.is_file() else 0
     free = f"{room.bytes / (1 << 20):,.0f} MiB free"
     remedy = f"df -h {_quoted(patient.folder)}; free some space"
-    if room.bytes < 4 * size + (1 << 20):
-        message = f"{free}: not enough for a save and its backup"
-        yield Line("disk", "failure", message, remedy, STATE)
-    elif room.bytes < _LITTLE_ROOM:
-        yield Line("disk", "warning", f"{free}: little", remedy)
-    else:
-        yield Line("disk", "ok", free)
+    yield _left(room.bytes, 4 * size + (1 << 20), _LITTLE_ROOM, free, "little", remedy)
     if room.inodes is not None:
         remedy = f"df -i {_quoted(patient.folder)}; delete files that nobody needs"
-        message = f"{room.inodes:,} inodes free"
-        if room.inodes < 10:
-            message = f"{message}: not enough for a save and its backup"
-            yield Line("disk", "failure", message, remedy, STATE)
-        elif room.inodes < _FEW_INODES:
-            yield Line("disk", "warning", f"{message}: few", remedy)
-        else:
-            yield Line("disk", "ok", message)
+        yield _left(room.inodes, 10, _FEW_INODES, f"{room.inodes:,} inodes free", "few", remedy)
+
+
+def _left(found: int, needed: int, wanted: int, free: str, scarce: str, remedy: str) -> Line:
+    """Judge what is left on the disk, of bytes or of inodes."""
+    if found < needed:
+        message = f"{free}: not enough for a save and its backup"
+        return Line("disk", "failure", message, remedy, STATE)
+    if found < wanted:
+        return Line("disk", "warning", f"{free}: {scarce}", remedy)
+    return Line("disk", "ok", free)
 
 
 def _state(patient: Patient) -> Lines:

@@ -75,46 +75,49 @@ def command(
     require_room("--output", output)
     if kind == "state" and (status or timeframe or sections or include_regime or db):
         raise UsageError("--kind state is all of a state file; it takes no filter, section or --db")
-    from statestore.runtime import envelope
-    from statestore.runtime.transfer import Exported, default_name, export_positions, export_state
+    from statestore.runtime.transfer import Exported, export_positions, export_state
 
     if kind == "state":
-        exported, origin = Exported(export_state(_load(where))), str(where.state)
-    else:
-        held = _contents(where, db, schema, state)
-        # Of a database the orders are no section of somebody else's: positions are not safe alone.
-        orders = ("orders",) if db is not None and held.sections["orders"] else ()
-        exported, origin = (
-            export_positions(
-                held,
-                status=status,
-                timeframe=timeframe,
-                sections=(*sections, *orders),
-                include_regime=include_regime,
-            ),
-            held.name,
-        )
+        _write(Exported(export_state(_load(where))), str(where.state), output, form)
+        return
+    held = _contents(where, db, schema, state)
+    # Of a database the orders are no section of somebody else's: positions are not safe alone.
+    orders = ("orders",) if db is not None and held.sections["orders"] else ()
+    exported = export_positions(
+        held,
+        status=status,
+        timeframe=timeframe,
+        sections=(*sections, *orders),
+        include_regime=include_regime,
+    )
+    _write(exported, held.name, output, form)
+
+
+def _write(exported: Exported, origin: str, output: Path | None, form: Format) -> None:
+    """Write the file, and say what is in it and what is not."""
+    from statestore.runtime import envelope
+    from statestore.runtime.transfer import default_name
+
     made = exported.envelope
+    thing = "section" if made.kind == "state" else "position"
     path = output or Path(default_name(made, form))
     if not made.count and path.exists():
         raise UsageError(
             f"{path} is there already, and nothing would come in its place: {origin} holds no "
-            f"{'section' if kind == 'state' else 'position'} that was asked for; name another file "
-            "with --output, or delete this one"
+            f"{thing} that was asked for; name another file with --output, or delete this one"
         )
     try:
         digits = envelope.write(path, made, form, new=output is None)
     except FileExistsError as error:
         raise UsageError(f"{path} is there already; name another with --output") from error
-    things = "sections" if kind == "state" else "positions"
-    note(f"Exported {made.count} {things} of {origin} to {path}.")
+    note(f"Exported {made.count} {thing}s of {origin} to {path}.")
     _tell_what_is_left(exported)
     print_json(
         {
             "action": "export",
             "path": str(path),
             "format": form,
-            "kind": kind,
+            "kind": made.kind,
             "count": made.count,
             "sections": list(made.sections),
             "filters": made.filters,

@@ -14,7 +14,7 @@ import click
 
 from statestore import errors
 from statestore.cli.exits import EPILOG, INTERRUPTED, UNPROVEN, code_for
-from statestore.cli.options import FILE, Instant, allow_live_option, yes_option
+from statestore.cli.options import FILE, allow_live_option, replay_options, yes_option
 from statestore.cli.sources import set_up_logging, talk_options
 from statestore.errors import UsageError
 
@@ -109,15 +109,7 @@ def verify(**flags: Any) -> int:
 
 @command.command("replay", epilog=EPILOG)
 @click.argument("paths", type=FILE, nargs=-1, required=True, metavar="FOLDER...")
-@click.option(
-    "--method",
-    type=click.Choice(["average", "fifo", "lifo"]),
-    default="average",
-    show_default=True,
-    help="Which units a sell takes.",
-)
-@click.option("--since", type=Instant(), help="Take nothing that was filled before this.")
-@click.option("--until", type=Instant(), help="Take nothing that was filled at or after this.")
+@replay_options
 @_executor_options
 def replay(paths: tuple[Path, ...], **flags: Any) -> int:
     """Replay archives of many accounts, each account and asset by itself.

@@ -1,4 +1,9 @@
-"""What the commands that replace a state share: halt, back up, write, record, report."""
+"""What the commands that replace a state share: halt, back up, write, record, report.
+
+What is promised: nothing is written while the bot may trade (but for ``--allow-live``), nor before
+what is replaced was backed up, if it reads; what was written is in the audit file, even where it
+does not read back. That two commands do not meet is seen to by the store's lock and revision.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from statestore.cli.options import (
 from statestore.cli.output import note, print_json
 from statestore.cli.screen import confirm, tell
 from statestore.cli.transfers import db_options, import_halted, opened, refuse_lone
-from statestore.config import Places, load_settings, places
+from statestore.config import Places, Settings, load_settings, places
 from statestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,26 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _WIDTH = 200  # of a line for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What is asked for, wherever it goes.
+
+    Attributes:
+        read: what is in the file.
+        asked: how it is planned, by the names of `plan_import`; for tables, of `prepare`.
+    """
+
+    settings: Settings
+    where: Places
+    file: Path
+    read: Envelope
+    asked: Mapping[str, Any]
+    dry_run: bool
+    verify: bool
+    allow_live: bool
+    yes: bool
 
 
 @click.command("import_positions", epilog=EPILOG)
@@ -92,18 +113,25 @@ def command(
     _tell(file, read)
     asked: dict[str, Any] = {"skip_existing": skip_existing, "keep_ids": keep_ids}
     if db is not None:
-        with opened(db, schema, state=state) as tables:
-            return _into_tables(
-                tables,
-                where,
-                file,
-                read,
-                asked | {"exchange": exchange or "coinbase"},
-                dry_run=dry_run,
-                verify=verify,
-                allow_live=allow_live,
-                yes=yes,
-            )
+        asked["exchange"] = exchange or "coinbase"
+    task = _Task(
+        settings=settings,
+        where=where,
+        file=file,
+        read=read,
+        asked=asked,
+        dry_run=dry_run,
+        verify=verify,
+        allow_live=allow_live,
+        yes=yes,
+    )
+    if db is None:
+        return _into_state(task, replace=replace)
+    with opened(db, schema, state=state) as tables:
+        return _into_tables(task, tables)
+
+
+def _into_state(task: _Task, *, replace: bool) -> int:
     from statestore.disk.store import StateStore
     from statestore.runtime.transfer import (
         NOTHING,
@@ -113,17 +141,18 @@ def command(
         save_import,
     )
 
+    file, read, where = task.file, task.read, task.where
     store = StateStore(where.state, backup_dir=where.backup_dir)
-    found = store.load(numbers="decimal", missing_ok=not verify)
+    found = store.load(numbers="decimal", missing_ok=not task.verify)
     if found.meta.recovered_from is not None:
         note(f"Warning: {store.path} {found.meta.recovered_why}; read from {found.meta.path}")
     held = NOTHING if replace else contents_of(found, store.path)
-    if verify:
+    if task.verify:
         return _verify(file, read, held)
-    plan = plan_import(read, held, replace=replace, **asked)
+    plan = plan_import(read, held, replace=replace, **task.asked)
     report = _report(file, read, plan)
     _show(plan)
-    if dry_run:
+    if task.dry_run:
         rehearse_import(store, found, plan)
         _preview(plan, report | {"path": str(store.path), "revision": found.meta.revision})
         return 0
@@ -135,9 +164,9 @@ def command(
         store,
         where,
         lambda check: save_import(store, found, plan, check),
-        keep=retention(settings),
-        allow_live=allow_live,
-        ask="" if yes else f"Write this to {store.path}?",
+        keep=retention(task.settings),
+        allow_live=task.allow_live,
+        ask="" if task.yes else f"Write this to {store.path}?",
         facts={"from": str(file.absolute()), "from_sha256": read.sha256},
         told=report,
         may_begin=True,
@@ -145,33 +174,25 @@ def command(
     return 0
 
 
-def _into_tables(
-    tables: PositionTables,
-    where: Places,
-    file: Path,
-    read: Envelope,
-    asked: Mapping[str, Any],
-    *,
-    dry_run: bool,
-    verify: bool,
-    allow_live: bool,
-    yes: bool,
-) -> int:
+def _into_tables(task: _Task, tables: PositionTables) -> int:
     from statestore.runtime.tables import prepare, read_tables
 
+    file, read = task.file, task.read
     there = read_tables(tables)
-    if verify:
+    if task.verify:
         return _verify(file, read, there.contents)
-    plan = prepare(read, there, **asked).plan
+    plan = prepare(read, there, **task.asked).plan
     _show(plan)
     about = {"path": tables.database.address}
-    if dry_run:
+    if task.dry_run:
         _preview(plan, _report(file, read, plan) | about)
         return 0
     plan.refuse()
-    if not yes and sys.stdin.isatty():
+    if not task.yes and sys.stdin.isatty():
         confirm(f"Write this to {tables.database.address}?")
-    done = import_halted(tables, read, where, file, allow_live=allow_live, asked=asked)
+    done = import_halted(
+        tables, read, task.where, file, allow_live=task.allow_live, asked=task.asked
+    )
     note(f"{len(done.positions)} position(s) are in {tables.database.address}.")
     print_json({"action": "import", "dry_run": False, **about, **_report(file, read, done)})
     return 0

@@ -1,4 +1,8 @@
-"""Values and options that several commands share."""
+"""Values and options that several commands share: one name, one meaning, one help text each.
+
+A value that is not understood ends the command before anything is read (exit 2). Where fills are
+read from is in `sources`; an option that one command has is in its own module.
+"""
 
 from __future__ import annotations
 
@@ -202,6 +206,25 @@ def dry_run_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--dry-run", is_flag=True, help="Show what would change, write nothing.")(
         function
     )
+
+
+def replay_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--method --since --until`` of what replays recorded fills, and no state."""
+    for option in (
+        click.option(
+            "--until", type=Instant(), help="Take nothing that was filled at or after this."
+        ),
+        click.option("--since", type=Instant(), help="Take nothing that was filled before this."),
+        click.option(
+            "--method",
+            type=click.Choice(["average", "fifo", "lifo"]),
+            default="average",
+            show_default=True,
+            help="Which units a sell takes.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:

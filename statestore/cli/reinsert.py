@@ -162,11 +162,7 @@ def command(
     task = _Task(settings, where, store, loaded, Inbox(where.signals_dir), tokens, mentions, action)
     _say_what_is_chosen(task, positions)
     if dry_run:
-        planned = steps(task.inbox, mentions)
-        _say_steps(task, planned)
-        note("Dry run: nothing was written.")
-        facts = {"auto_process": auto_process, **_facts(task, planned)}
-        print_json({**_head(task, dry_run=True), **facts})
+        _rehearse(task, auto_process)
         return 0
     return _carry_out(task, chosen, allow_live=allow_live, yes=yes)
 
@@ -243,6 +239,14 @@ def _export(
 def _default_name(status: str | None) -> str:
     of_status = re.sub(r"\W+", "-", f"_{status}") if status else ""
     return f"tokens_backup{of_status}_{datetime.now(UTC):%Y%m%d_%H%M%S}.json"
+
+
+def _rehearse(task: _Task, auto_process: bool) -> None:
+    planned = steps(task.inbox, task.mentions)
+    _say_steps(task, planned)
+    note("Dry run: nothing was written.")
+    facts = {"auto_process": auto_process, **_facts(task, planned)}
+    print_json({**_head(task, dry_run=True), **facts})
 
 
 def _carry_out(task: _Task, processor: Processor | None, *, allow_live: bool, yes: bool) -> int:

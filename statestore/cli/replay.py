@@ -11,7 +11,7 @@ import click
 
 from statestore.amounts import written
 from statestore.cli.exits import EPILOG
-from statestore.cli.options import FILE, Instant
+from statestore.cli.options import FILE, replay_options
 from statestore.cli.output import note, print_json
 from statestore.cli.screen import console
 from statestore.errors import UsageError
@@ -31,15 +31,7 @@ from statestore.times import format_instant
     show_default=True,
     help="Processes that share a file of one fill a line, for average cost.",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["average", "fifo", "lifo"]),
-    default="average",
-    show_default=True,
-    help="Which units a sell takes.",
-)
-@click.option("--since", type=Instant(), help="Take nothing that was filled before this.")
-@click.option("--until", type=Instant(), help="Take nothing that was filled at or after this.")
+@replay_options
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 def command(
     files: tuple[Path, ...],

@@ -11,6 +11,7 @@ import click
 
 from statestore.backends.mirror import configured_mirror
 from statestore.cli import restore
+from statestore.cli.backup import told
 from statestore.cli.exits import EPILOG, code_for, entry
 from statestore.cli.options import FILE, backup_dir_option, kill_switch_option, state_option
 from statestore.cli.output import note, print_json
@@ -24,7 +25,7 @@ from statestore.config import (
     places,
 )
 from statestore.disk import durable
-from statestore.disk.history import read_document
+from statestore.disk.checking import CheckReport
 from statestore.disk.store import State, StateStore
 from statestore.errors import BackendError, ConfigError, SaveFailed, StateCorrupt, StateError
 from statestore.runtime.legacy import is_closed
@@ -103,18 +104,7 @@ def backup(state: Path | StateUrl | None, folder: Path | None) -> None:
         durable.make_directory(folder)
     except SaveFailed as error:
         raise StateError(folder, f"cannot make {folder}: {error.__cause__}") from error
-    path = store.backup(to=_free_name(folder))
-    document = read_document(path)
-    note(f"Backup of revision {document.revision}: {path}")
-    print_json(
-        {
-            "action": "backup",
-            "path": str(store.path),
-            "backup": str(path),
-            "revision": document.revision,
-            "sha256": document.identity,
-        }
-    )
+    print_json(told(store, store.backup(to=_free_name(folder))))
 
 
 command.add_command(restore.command)
@@ -136,25 +126,9 @@ def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str
         raise StateError(
             store.path, f"cannot list {error.filename}: {error.strerror}; it has to be readable"
         ) from error
-    unhealthy = [
-        f"{found.path} {found.why}"
-        for found in (files.state, files.bak, *files.backups)
-        if found.why
-    ]
-    if files.state.status == "missing":
-        unhealthy.append(f"there is no {store.path}")
-    state: State | None = None
-    try:
-        state = store.load(numbers="decimal", missing_ok=False)
-    except StateError as error:
-        if str(error) not in unhealthy:
-            unhealthy.append(str(error))
+    state, why = _loaded(store)
     age = _age(state)
-    if max_age is not None and (age is None or age > max_age):
-        unhealthy.append(
-            f"the last save is {'of unknown age' if age is None else f'{age:.0f} s old'}, "
-            f"{max_age:g} s are allowed"
-        )
+    unhealthy = _faults(files, why, age, max_age)
     settings = load_trading_state_settings()
     switch = store.kill_switch(where.kill_switch)
     found: Mapping[str, Any] = state if state is not None else {}
@@ -182,6 +156,30 @@ def _report(store: StateStore, where: Places, max_age: float | None) -> dict[str
         "kill_switch": switch.status(),
         "backend": {"file": "ok" if state is not None else "failed"} | _database(settings, store),
     }
+
+
+def _loaded(store: StateStore) -> tuple[State | None, str]:
+    """Return the state, or None and why it does not read."""
+    try:
+        return store.load(numbers="decimal", missing_ok=False), ""
+    except StateError as error:
+        return None, str(error)
+
+
+def _faults(files: CheckReport, why: str, age: float | None, max_age: float | None) -> list[str]:
+    """Return what is wrong with the files, with reading them, and with how old the state is."""
+    looked_at = (files.state, files.bak, *files.backups)
+    found = [f"{file.path} {file.why}" for file in looked_at if file.why]
+    if files.state.status == "missing":
+        found.append(f"there is no {files.state.path}")
+    if why and why not in found:
+        found.append(why)
+    if max_age is not None and (age is None or age > max_age):
+        found.append(
+            f"the last save is {'of unknown age' if age is None else f'{age:.0f} s old'}, "
+            f"{max_age:g} s are allowed"
+        )
+    return found
 
 
 def _database(settings: TradingStateSettings, store: StateStore) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""What ``export`` and ``import`` need where the other end is a database."""
+"""What ``export`` and ``import`` need where the other end is a database.
+
+An import into tables is halted and recorded as one into a file is; there is no backup and no undo
+of it, so the audit line lists the ids that are new.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ What is promised:
 * Only the section ``regime_drivers`` is written. A driver is no position: it holds nothing, and a
   rebuild has nothing to say of it.
 
-It is long for a module because it is eight steps, each read with the one before it.
+What the first steps look at is in `steps`, what a row of a driver is in `drivers`; here is when
+they run, and how what was found gets into the state.
 """
 
 from __future__ import annotations
@@ -38,120 +39,60 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
-from statestore.amounts import json_type, text
 from statestore.disk.store import State, StateStore
-from statestore.errors import (
-    BackendUnavailable,
-    LeaseHeld,
-    SchemaOutdated,
-    StateInvalid,
-    StateStoreError,
-    UsageError,
-)
-from statestore.model import Balances
+from statestore.errors import LeaseHeld, StateStoreError, UsageError
 from statestore.runtime.bars import MIN_BARS, Bar
-from statestore.runtime.collecting import REGIME_TIMEFRAMES, BarCollector, Outcome, age_seconds
+from statestore.runtime.collecting import REGIME_TIMEFRAMES, BarCollector
+from statestore.runtime.drivers import (
+    DRIVERS,
+    SECTION,
+    Rows,
+    driver_key,
+    driver_rows,
+    drivers_of,
+    merge,
+)
+from statestore.runtime.steps import (
+    BalanceSource,
+    BootstrapReport,
+    StepResult,
+    Tables,
+    check_collection,
+    check_storage,
+    connect,
+    fill_bars,
+    overall,
+    read_balances,
+)
 from statestore.times import format_instant, now
 
 if TYPE_CHECKING:
     from statestore.runtime.session import TradingSession
 
+__all__ = [
+    "DRIVERS",
+    "SECTION",
+    "STEPS",
+    "BalanceSource",
+    "BootstrapReport",
+    "BootstrapSystem",
+    "StepResult",
+    "Tables",
+]
+
 logger = logging.getLogger(__name__)
 
 STEPS = ("storage", "balances", "collection", "stream", "drivers", "bars", "ta", "states")
-DRIVERS = ("BTC", "ALT", "nano", "small", "mid", "big", "BTC.d", "USDT.d")
-SECTION = "regime_drivers"
-STALE_AFTER = 300  # seconds since the newest bar of 1m that a group collected was closed
-
-StepStatus = Literal["ok", "partial", "failed", "disabled", "skipped"]
-Overall = Literal["ok", "partial", "degraded", "failed"]
-
-
-class BalanceSource(Protocol):
-    """What knows the wallet; every `FillSource` does."""
-
-    def balances(self) -> Balances | None:
-        """Return what is owned now, or None: this source does not know."""
-
-
-class Tables(Protocol):
-    """A database, of the state or beside it: what it is called, and which tables it lacks."""
-
-    @property
-    def name(self) -> str: ...
-
-    def missing(self) -> Iterable[str]: ...
-
 
 # Symbol, timeframe and bars, oldest first; at least `MIN_BARS` of them.
 Ta = Callable[[str, str, Sequence[Bar]], Mapping[str, Any]]
 # Symbol, timeframe, bars, and what `Ta` gave of them; None where no such hook is given.
 States = Callable[[str, str, Sequence[Bar], Mapping[str, Any] | None], Mapping[str, Any]]
 Change = Callable[[State], None]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What became of one step.
-
-    Attributes:
-        detail: in a sentence, for people.
-        counts: for machines.
-        ms: that it took; filled in by the system.
-        data: what was found, plain values.
-        errors: what was raised on the way; not part of the report.
-    """
-
-    name: str
-    status: StepStatus
-    detail: str
-    counts: Mapping[str, int] = field(default_factory=dict)
-    ms: int = 0
-    data: Mapping[str, Any] = field(default_factory=dict)
-    errors: tuple[Exception, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class BootstrapReport:
-    """What became of all of them.
-
-    Attributes:
-        status: ``ok``; ``partial``: a step did a part of its work; ``degraded``: one failed;
-            ``failed``: two or more did, or the storage, without which nothing holds.
-    """
-
-    started_at: str
-    status: Overall
-    steps: tuple[StepResult, ...]
-    ms: int
-
-    def step(self, name: str) -> StepResult:
-        """Return the result of one step."""
-        return next(step for step in self.steps if step.name == name)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values: amounts are texts, which nothing rounds."""
-        return {
-            "schema": "statestore.bootstrap/1",
-            "status": self.status,
-            "started_at": self.started_at,
-            "ms": self.ms,
-            "steps": [
-                {
-                    "name": step.name,
-                    "status": step.status,
-                    "detail": step.detail,
-                    "counts": dict(step.counts),
-                    "ms": step.ms,
-                    **_plain(step.data),
-                }
-                for step in self.steps
-            ],
-        }
 
 
 Step = Callable[[bool], StepResult]
@@ -203,23 +144,19 @@ class BootstrapSystem:
         # Reads without being taken for the writer who saw what it reads.
         self._onlooker = store.onlooker()
         self._bars = bars
-        self._balances = balances
-        self._expected = expected
-        self._stream = stream
-        self._tables = tuple(tables)
         self._drivers = tuple(drivers)
         self._timeframes = tuple(timeframes)
         self._ta = ta
         self._states = states
         self._background = background
-        self._clock = clock
+        databases = tuple(tables)
         own: dict[str, Step | None] = {
-            "storage": self._storage,
-            "balances": self._wallet,
-            "collection": self._collection,
-            "stream": self._connect,
+            "storage": lambda _: check_storage(self._onlooker, databases, bars),
+            "balances": lambda _: read_balances(balances, expected),
+            "collection": lambda _: check_collection(bars, clock()),
+            "stream": lambda _: connect(stream),
             "drivers": self._create_drivers,
-            "bars": self._fill_bars,
+            "bars": lambda force: fill_bars(bars, force=force),
             "ta": self._compute_ta,
             "states": self._compute_states,
         }
@@ -276,7 +213,7 @@ class BootstrapSystem:
             begun = time.monotonic()
             self._computed.clear()
             done = tuple(self._run(name, step, force) for name, step in self._steps.items())
-            report = BootstrapReport(started_at, _overall(done), done, _ms(begun))
+            report = BootstrapReport(started_at, overall(done), done, _ms(begun))
             self.report = report
         finally:
             self._running.release()
@@ -335,139 +272,14 @@ class BootstrapSystem:
             result = StepResult(name, "failed", detail, errors=(error,))
         return replace(result, ms=_ms(begun))
 
-    def _storage(self, _force: bool) -> StepResult:
-        missing: dict[str, list[str]] = {}
-        away: BackendUnavailable | None = None
-        for other in self._tables:
-            try:
-                names = sorted(other.missing())
-            except BackendUnavailable as error:
-                away = error
-                continue
-            if names:
-                missing[other.name] = names
-        if missing:  # the state may be in one of them
-            named = "; ".join(f"{name}: {', '.join(names)}" for name, names in missing.items())
-            why = f"tables are missing in {named}; `statestore db init` makes those that are ours"
-            counts = {"missing_tables": sum(map(len, missing.values()))}
-            data, errors = {"missing": missing}, (SchemaOutdated(why),)
-            return StepResult("storage", "failed", why, counts, data=data, errors=errors)
-        state = self._onlooker.load()
-        if away is not None and state.meta.recovered_from is None:
-            raise away  # and no file stands in for it
-        there = bool(state) or bool(state.meta.revision)
-        aside = None if self._bars is None else self._bars.store.check()
-        counts = {"revision": state.meta.revision, "missing_tables": 0}
-        lost = []
-        if state.meta.recovered_from is not None:
-            lost.append(
-                f"the state was read from {state.meta.recovered_from}: {state.meta.recovered_why}"
-            )
-        if aside is not None:
-            lost.append(
-                f"the bar store was damaged, and moved to {aside}: what can be fetched is fetched "
-                "again, what the bot collected itself is in there"
-            )
-        if lost:
-            met = () if away is None else (away,)
-            return StepResult("storage", "partial", "; ".join(lost), counts, errors=met)
-        detail = f"revision {state.meta.revision} reads" if there else "no state yet: a first start"
-        return StepResult("storage", "ok", detail, counts)
-
-    def _wallet(self, _force: bool) -> StepResult:
-        unknown = {"balances": None}
-        if self._balances is None:
-            return StepResult("balances", "disabled", "no source of balances", data=unknown)
-        try:
-            found = self._balances.balances()
-        except StateStoreError as error:
-            detail = f"unknown: {error}"
-            return StepResult("balances", "partial", detail, data=unknown, errors=(error,))
-        if found is None:
-            return StepResult("balances", "partial", "unknown to this source", data=unknown)
-        amounts = {name: found.amounts[name] for name in sorted(found.amounts)}
-        counts = {"currencies": len(amounts)}
-        data: dict[str, Any] = {"balances": amounts}
-        if self._expected is not None:
-            data["differences"] = {
-                name: {"noted": self._expected.get(name), "found": found.of(name)}
-                for name in sorted({*self._expected, *amounts})
-                if found.of(name) != self._expected.get(name, Decimal(0))
-            }
-            counts["differences"] = len(data["differences"])
-            if data["differences"]:
-                named = ", ".join(data["differences"])
-                detail = f"not what was noted before: {named}"
-                return StepResult("balances", "partial", detail, counts, data=data)
-        if not any(amounts.values()):
-            return StepResult("balances", "partial", "the wallet is empty", counts, data=data)
-        return StepResult("balances", "ok", f"{len(amounts)} currencies", counts, data=data)
-
-    def _collection(self, _force: bool) -> StepResult:
-        if self._bars is None:
-            return StepResult("collection", "disabled", "no bars are kept")
-        present, extents = self._clock(), self._bars.store.extents()
-        groups: dict[str, dict[str, Any]] = {}
-        for (symbol, tf), extent in sorted(extents.items()):
-            one = self._bars.series.get(symbol)
-            if tf == "1m" and (one is None or one.backfill != "composite"):
-                group = one.group if one is not None else "lowcaps"
-                age = age_seconds(extent.newest, tf, present)
-                former = groups.get(group)
-                if former is None or age < former["age_seconds"]:
-                    newest = format_instant(extent.newest)
-                    groups[group] = {"newest": newest, "age_seconds": age}
-        at_start = {one.group for one in self._bars.series.values() if one.backfill == "at_start"}
-        for name, found in groups.items():
-            found["stale"] = found["age_seconds"] > STALE_AFTER
-            found["fetched"] = name in at_start
-        # What the bars step fetches is no matter; what only the bot collects is.
-        lost = [name for name, found in groups.items() if found["stale"] and not found["fetched"]]
-        counts = {"groups": len(groups), "stale": sum(g["stale"] for g in groups.values())}
-        data = {"groups": groups}
-        if lost:
-            detail = f"nothing was collected for {STALE_AFTER} s and more: {', '.join(lost)}"
-            return StepResult("collection", "partial", detail, counts, data=data)
-        detail = f"{len(groups)} group(s) of bars" if groups else "nothing was collected yet"
-        return StepResult("collection", "ok", detail, counts, data=data)
-
-    def _connect(self, _force: bool) -> StepResult:
-        if self._stream is None:
-            return StepResult("stream", "disabled", "no stream is configured")
-        self._stream()
-        return StepResult("stream", "ok", "connected")
-
     def _create_drivers(self, _force: bool) -> StepResult:
         wanted = self._rows()
-        missing = wanted.keys() - _drivers_of(self._onlooker.load()).keys()
+        missing = wanted.keys() - drivers_of(self._onlooker.load()).keys()
         if missing:
-            self._write(lambda state: _merge(state, wanted))
+            self._write(lambda state: merge(state, wanted))
         counts = {"created": len(missing), "drivers": len(wanted)}
         detail = f"{len(missing)} created, {len(wanted) - len(missing)} were there"
         return StepResult("drivers", "ok", detail, counts)
-
-    def _fill_bars(self, force: bool) -> StepResult:
-        if self._bars is None:
-            return StepResult("bars", "disabled", "no bars are kept")
-        done = self._bars.backfill_majors(force=force)
-        lacking = [one for one in done if one.why]
-        counts = {
-            "series": len(done),
-            "asked": sum(one.asked for one in done),
-            "written": sum(one.written for one in done),
-            "lacking": len(lacking),
-        }
-        data: dict[str, Any] = {"series": {}}
-        for one in done:
-            data["series"].setdefault(one.symbol, {})[one.tf] = _told(one)
-        detail = f"{counts['written']} bar(s) written, {counts['asked']} series asked for"
-        if lacking:
-            first = f"{lacking[0].symbol} {lacking[0].tf}: {lacking[0].why}"
-            more = f"; {len(lacking) - 1} more lack something" if len(lacking) > 1 else ""
-            detail = f"{detail}; {first}{more}"
-        errors = tuple(one.error for one in done if one.error is not None)
-        status: StepStatus = "partial" if lacking else "ok"
-        return StepResult("bars", status, detail, counts, data=data, errors=errors)
 
     def _compute_ta(self, _force: bool) -> StepResult:
         if self._ta is None:
@@ -522,7 +334,7 @@ class BootstrapSystem:
                     )
         if found:
             rows = self._rows()
-            self._write(lambda state: _merge(state, rows, found))
+            self._write(lambda state: merge(state, rows, found))
         counts = {"computed": len(found), "waiting": waiting, "failed": len(failed)}
         detail = f"{len(found)} computed, {waiting} wait for {MIN_BARS} bars or their indicators"
         if failed:
@@ -533,12 +345,8 @@ class BootstrapSystem:
 
     # The state
 
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        return {
-            driver_key(symbol, tf): driver_row(symbol, tf)
-            for symbol in self._drivers
-            for tf in self._timeframes
-        }
+    def _rows(self) -> Rows:
+        return driver_rows(self._drivers, self._timeframes)
 
     def _write(self, change: Change) -> None:
         """Change the state: now and durably, or by the session at its next tick.
@@ -560,79 +368,6 @@ class BootstrapSystem:
         # Exact: what is not changed keeps its digits.
         with self._store.transaction(reason="bootstrap", numbers="decimal") as state:
             change(state)
-
-
-def driver_key(symbol: str, tf: str) -> str:
-    """Return what a driver's row is found by in the section: ``regime_BTC/1h``."""
-    return f"regime_{symbol}/{tf}"
-
-
-def driver_row(symbol: str, tf: str) -> dict[str, Any]:
-    """Return a driver that nothing was computed for yet."""
-    return {
-        "token_contract": f"regime_{symbol}",
-        "token_chain": "regime",
-        "token_ticker": symbol,
-        "timeframe": tf,
-        "status": "regime_driver",
-        "state": "S4",
-        "features": {},
-    }
-
-
-def _drivers_of(state: State) -> Mapping[str, Any]:
-    found = state.get(SECTION, {})
-    if not isinstance(found, Mapping):
-        raise StateInvalid(
-            state.meta.state_path,
-            f"{state.meta.state_path}: {SECTION} is {json_type(found)}, and has to be an object; "
-            "the bootstrap will not write over it: rename what is there, with `statestore edit`",
-            SECTION,
-        )
-    return found
-
-
-def _merge(
-    state: State,
-    rows: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
-    """Add the rows that are missing, and what was found to those it is of."""
-    drivers = dict(_drivers_of(state))
-    for key, row in rows.items():
-        drivers.setdefault(key, dict(row))
-    for key, new in (found or {}).items():
-        row = drivers[key]
-        features = {**(row.get("features") or {}), **new["features"]}
-        drivers[key] = {**row, **new, "features": features}
-    state[SECTION] = drivers
-
-
-def _overall(steps: Iterable[StepResult]) -> Overall:
-    failed = [step.name for step in steps if step.status == "failed"]
-    if len(failed) > 1 or "storage" in failed:
-        return "failed"
-    if failed:
-        return "degraded"
-    return "partial" if any(step.status == "partial" for step in steps) else "ok"
-
-
-def _told(one: Outcome) -> dict[str, Any]:
-    return {
-        "reason": one.reason,
-        "asked": one.asked,
-        "written": one.written,
-        "bars": one.bars,
-        "newest": None if one.newest is None else format_instant(one.newest),
-        "enough": one.enough,
-        "why": one.why or None,
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    return text(value) if isinstance(value, Decimal) else value
 
 
 def _ms(begun: float) -> int:

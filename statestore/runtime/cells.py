@@ -1,4 +1,7 @@
-"""Cells of a table as CSV: what is written is read as what it was, to the last digit.
+"""Rows as a table in CSV: what is written is read as what it was, to the last digit.
+
+The first line has the names of the columns, each line below it one row; a row without the column
+has an empty cell.
 
 A cell is a number, ``true``, ``false``, ``null`` or a text as it stands; a text that would be read
 as something else, a list or an object is JSON. A spreadsheet takes no text for a formula.
@@ -7,7 +10,9 @@ as something else, a list or an object is JSON. A spreadsheet takes no text for 
 from __future__ import annotations
 
 import csv
+import io
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,42 @@ _WORDS = {"true": True, "false": False, "null": None}
 _FORMULA = ("=", "+", "-", "@")
 
 
-def cell_of(value: Any) -> str:
+def table_of(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the table of rows; every column that one of them has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer.writerow(map(_cell_of, columns))
+    for row in rows:
+        writer.writerow(_cell_of(row[name]) if name in row else "" for name in columns)
+    return text.getvalue().encode()
+
+
+def rows_of(path: Path, data: bytes, line: int = 2) -> list[dict[str, Any]]:
+    """Return the rows below the names of the columns, which are on `line`; `path` is for messages.
+
+    Raises:
+        StateCorrupt: it is no CSV, or a cell cannot be trusted.
+        StateInvalid: a column has no name, or is there twice; a row is not as long as the names.
+    """
+    lines = iter(data.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"))
+    columns = [_name_of(path, cell, line) for cell in _cells_of(path, next(lines), line)]
+    if len(set(columns)) != len(columns):
+        twice = strict.twice_in(columns)
+        raise StateInvalid(path, f"{path} line {line}: the column {twice!r:.80} is there twice")
+    rows = []
+    for number, raw in enumerate(lines, line + 1):
+        cells = _cells_of(path, raw, number)
+        if len(cells) != len(columns):
+            raise StateInvalid(
+                path, f"{path} line {number} has {len(cells)} cells, and {len(columns)} columns"
+            )
+        pairs = zip(columns, cells, strict=True)
+        rows.append({name: _value_of(path, cell, number) for name, cell in pairs if cell})
+    return rows
+
+
+def _cell_of(value: Any) -> str:
     """Return the cell of a value, not yet quoted for CSV."""
     if isinstance(value, str) and _stands_as_it_is(value):
         return value
@@ -37,7 +77,7 @@ def _stands_as_it_is(text: str) -> bool:
     )
 
 
-def cells_of(path: Path, line: bytes, number: int) -> list[str]:
+def _cells_of(path: Path, line: bytes, number: int) -> list[str]:
     """Return the cells of a line; ``number`` and ``path`` are for messages, here and below.
 
     Raises:
@@ -53,7 +93,7 @@ def cells_of(path: Path, line: bytes, number: int) -> list[str]:
     return found[0] if found else []
 
 
-def value_of(path: Path, cell: str, number: int) -> Any:
+def _value_of(path: Path, cell: str, number: int) -> Any:
     """Return the value of a cell that is not empty."""
     if cell[0] in '{["':
         return parsed(path, cell, f"line {number}")
@@ -65,7 +105,7 @@ def value_of(path: Path, cell: str, number: int) -> Any:
     return parsed(path, cell, f"line {number}")
 
 
-def name_of(path: Path, cell: str, number: int) -> str:
+def _name_of(path: Path, cell: str, number: int) -> str:
     """Return the name of a column.
 
     Raises:

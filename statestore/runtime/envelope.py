@@ -36,13 +36,14 @@ of it: it is read then, and `Envelope.verified` says that nothing vouches for it
 What is promised: a file that was written is whole, durable and read back; one that reads is what
 was written, to the last digit, and no row is in it twice. Files of other programs are read as
 `statestore.runtime.legacy` understands them.
+
+One module, because what is written here is what is read here: each check below has its counterpart
+above, and a field is added in both. What is CSV, and what is a legacy file, is elsewhere.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.runtime import legacy
-from statestore.runtime.cells import cell_of, cells_of, name_of, parsed, value_of
+from statestore.runtime.cells import parsed, rows_of, table_of
 
 Kind = Literal["positions", "tokens", "state"]
 Format = Literal["json", "jsonl", "csv"]
@@ -225,14 +226,8 @@ def _render_jsonl(path: Path, envelope: Envelope) -> bytes:
 def _render_csv(path: Path, envelope: Envelope) -> bytes:
     if envelope.kind not in _ROWS:
         raise UsageError("csv holds rows, and a whole state has none; use json")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = list(dict.fromkeys(name for row in envelope.rows for name in row))
-    writer.writerow(map(cell_of, columns))
-    for row in envelope.rows:
-        writer.writerow(cell_of(row[name]) if name in row else "" for name in columns)
-    head = next(_lines(path, envelope))
-    return b"# " + head + b"\n" + text.getvalue().encode()
+    head = next(_lines(path, envelope))  # which refuses what is no JSON, and names it
+    return b"# " + head + b"\n" + table_of(envelope.rows)
 
 
 def _lines(path: Path, envelope: Envelope) -> Iterator[bytes]:
@@ -262,7 +257,7 @@ def read(path: Path) -> Envelope:
     path = Path(path)
     data = _bytes(path)
     if data.startswith(b"#"):
-        return _read_lines(path, data, _csv_rows)
+        return _read_lines(path, data, rows_of)
     if _is_header(data.partition(b"\n")[0]):
         return _read_lines(path, data, _json_rows)
     if path.suffix.lower() == ".csv" and not data.lstrip().startswith((b"{", b"[")):
@@ -276,15 +271,15 @@ def read(path: Path) -> Envelope:
     return _envelope(path, data, document, kind, rows, lambda number: f"{kind}.{number}")
 
 
-def _read_lines(path: Path, data: bytes, rows_of: Callable[[Path, bytes], list[Row]]) -> Envelope:
+def _read_lines(path: Path, data: bytes, rows_from: Callable[[Path, bytes], list[Row]]) -> Envelope:
     head, _, rest = data.partition(b"\n")
     document = parsed(path, head.removeprefix(b"#"), "line 1")
     if not isinstance(document, dict):
         raise StateInvalid(path, f"{path} line 1 is {json_type(document)}, an object is expected")
     _require_format(path, document)
     kind = _kind(path, document)
-    rows = rows_of(path, rest)
-    first = 3 if rows_of is _csv_rows else 2
+    rows = rows_from(path, rest)
+    first = 3 if rows_from is rows_of else 2
     return _envelope(path, data, document, kind, rows, lambda number: f"line {first + number}")
 
 
@@ -446,25 +441,6 @@ def _json_rows(path: Path, data: bytes) -> list[Row]:
     return [_row(path, parsed(path, line, f"line {n}"), n) for n, line in enumerate(lines, 2)]
 
 
-def _csv_rows(path: Path, data: bytes, line: int = 2) -> list[Row]:
-    """Return the rows below the names of the columns, which are on `line`."""
-    lines = iter(data.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"))
-    columns = [name_of(path, cell, line) for cell in cells_of(path, next(lines), line)]
-    if len(set(columns)) != len(columns):
-        twice = strict.twice_in(columns)
-        raise StateInvalid(path, f"{path} line {line}: the column {twice!r:.80} is there twice")
-    rows = []
-    for number, raw in enumerate(lines, line + 1):
-        cells = cells_of(path, raw, number)
-        if len(cells) != len(columns):
-            raise StateInvalid(
-                path, f"{path} line {number} has {len(cells)} cells, and {len(columns)} columns"
-            )
-        pairs = zip(columns, cells, strict=True)
-        rows.append({name: value_of(path, cell, number) for name, cell in pairs if cell})
-    return rows
-
-
 def _bare_csv(path: Path, data: bytes) -> Envelope:
     """Return rows that nothing vouches for: of a spreadsheet, say."""
     text = data.removeprefix(b"\xef\xbb\xbf")
@@ -472,7 +448,7 @@ def _bare_csv(path: Path, data: bytes) -> Envelope:
         raise StateCorrupt(path, f"{path} is empty")
     if text.startswith(b'"#'):
         raise StateCorrupt(path, f"{path} line 1 was written anew by a spreadsheet: delete it")
-    rows = _csv_rows(path, text, 1)
+    rows = rows_of(path, text, 1)
     _require_unique(path, rows, lambda number: f"line {number + 2}")
     return Envelope(
         kind="positions",

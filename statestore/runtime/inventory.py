@@ -5,6 +5,9 @@ wipe or to recover rests on. Here each line is looked up on disk, and in the dat
 state is in one. Nothing is written, nothing is asked of an exchange; what cannot be looked at is
 unknown (None), never absent. A section of the state that the table does not know counts as
 critical: only its bot knows.
+
+One module, because half of it is that table: a line and the function that looks it up are read
+together, and what a line of sections does not name, the line "other sections" has to.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from statestore.amounts import ZERO
 from statestore.disk.backups import Backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.errors import BackendError, SignalError, StateError
-from statestore.runtime.bootstrap import SECTION as DRIVERS
+from statestore.runtime.drivers import SECTION as DRIVERS
 from statestore.runtime.signals import PLACES, Inbox, Place
 from statestore.runtime.tokens import units_of
 

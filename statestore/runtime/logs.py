@@ -1,4 +1,8 @@
-"""Log lines for people or for machines; only a program sets these up, never the library."""
+"""Log lines for people or for machines; only a program sets these up, never the library.
+
+Fields of others are made fit to be looked at, and what JSON has no form for is said in its own
+words. Lines go to stderr; nothing is rotated or sent here.
+"""
 
 from __future__ import annotations
 

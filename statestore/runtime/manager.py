@@ -17,6 +17,9 @@ With ``TRADING_STATE_DB_TYPE=influxdb`` every change goes to the file, then to t
 the change stands in the file; where ``file_fallback`` is off, the call waits for the mirror and
 raises what is wrong with it. With ``TRADING_STATE_DB_TYPE=postgres`` the state is in the database
 of ``TRADING_STATE_POSTGRES_URL``, and with the file fallback in the state file while that is away.
+
+One module, because it is one class of many short methods, whose names other programs call; all of
+them go through `_load` and `_change`, and what a change means depends on where the state is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The sections a session keeps in the state, and how it says what it restored."""
+"""The sections a session keeps in the state, and how it says what it restored or took over.
+
+A section that is missing is added, empty or null; one that is there and is no object is an error,
+never written over. What is said is for a log: a position of whichever shape is one line, and what
+it does not say is "unknown". Nothing is judged here: see `validation`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,10 @@ CONFIG = ("data_provider", "broker", "strategy", "pairs")
 
 _RULE = "=" * 60
 _SIDES = ("side", "direction")
+# By which names a position says how much is held, in whichever shape, and what it cost a unit.
 QUANTITIES = ("quantity", "units", "base_qty")
-_ENTRIES = ("entry_price", "avg_entry_price")
+UNITS = (*QUANTITIES, "total", "total_quantity")
+ENTRIES = ("entry_price", "avg_entry_price")
 _TIMES = ("entry_time", "timestamp", "opened_at", "first_entry_timestamp")
 
 
@@ -69,9 +76,29 @@ def restored(state: Mapping[str, Any]) -> Iterator[str]:
         yield f"Restored Pair States: {len(pairs)} pairs"
 
 
+def held(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the positions; none where the bot has put something else there for the moment."""
+    found = state.get("positions")
+    return found if isinstance(found, Mapping) else {}
+
+
+def differences(mine: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:
+    """Return what happened to each position, for the log: ``{"BTC-USD": "2 -> 1"}``."""
+    before, after = held(mine), held(fresh)
+    return {
+        key: f"{_units(before.get(key))} -> {_units(after.get(key))}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    }
+
+
+def _units(position: object) -> str:
+    return "none" if position is None else str(quantity(position))
+
+
 def quantity(position: Any) -> Any:
     """Return the recorded quantity of a position in whichever shape; None if there is none."""
-    return _first(position, (*QUANTITIES, "total", "total_quantity"))
+    return _first(position, UNITS)
 
 
 def describe(position: Any) -> str:
@@ -80,7 +107,7 @@ def describe(position: Any) -> str:
         "unknown" if value is None else value
         for value in (
             _first(position, _SIDES),
-            _first(position, _ENTRIES),
+            _first(position, ENTRIES),
             quantity(position),
             _first(position, _TIMES),
         )

@@ -36,7 +36,9 @@ Where systemd started the bot (``Type=notify``, ``WatchdogSec=``), it is told of
 end, and by `tick` and `wait` that the bot is alive.
 
 It is long for a module because it is one object: what a save, a reload, a tick and a signal may do
-depends on what the others have begun, under the same lock.
+depends on what the others have begun, under the same lock. What does not is elsewhere: the books of
+its saves in `books`, what is done every so often in `hooks`, the sections it keeps in `sections`,
+signals in `interrupts`, systemd in `notify`.
 """
 
 from __future__ import annotations
@@ -47,10 +49,8 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
@@ -62,6 +62,8 @@ from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import Numbers, State, StateMeta, StateStore
 from statestore.errors import Place, RevisionConflict, StateStoreError, UsageError
 from statestore.runtime import sections
+from statestore.runtime.books import Books, Save
+from statestore.runtime.hooks import Hook, Hooks
 from statestore.runtime.interrupts import StopFlag
 from statestore.runtime.notify import ServiceManager
 from statestore.runtime.strategies import Strategies
@@ -166,16 +168,12 @@ class TradingSession:
         self._stopped: tuple[str, str] | None = None  # when, and by what
         self._began = 0.0
         self._periods = 0  # periodic saves that were due
-        self._hooks: list[_Hook] = []
+        self._hooks = Hooks(clock)
         self._halted = False
 
+        self._books = Books()
         self._in_flight = 0  # saves of other tasks
-        self._owed: Counter[str] = Counter()  # saves that were asked for and are not done
-        self._done: Counter[str] = Counter()
-        self._failures = 0
         self._reloads = 0
-        self._last_save: dict[str, Any] | None = None
-        self._last_error: dict[str, Any] | None = None
         self._reload_error: str | None = None
         self._restored_from: Place | None = None
 
@@ -229,10 +227,10 @@ class TradingSession:
         with self._lock:
             meta = self._state.meta if self._state is not None else None
             held = self._state.get("positions") if self._state is not None else None
-            hooks = {hook.name: hook.error for hook in self._hooks if hook.error}
+            hooks = self._hooks.errors
             return {
                 "ok": not (
-                    self._owed
+                    self._books.owed
                     or self._reload_error
                     or self._strategies.errors
                     or hooks
@@ -247,11 +245,7 @@ class TradingSession:
                 "revision": meta.revision if meta else None,
                 "restored_from": str(self._restored_from) if self._restored_from else None,
                 "positions": len(held) if isinstance(held, Mapping) else None,
-                "saves": dict(self._done),
-                "unsaved": dict(self._owed),
-                "failed_saves": self._failures,
-                "last_save": self._last_save,
-                "last_error": self._last_error,
+                **self._books.status(),
                 "reloads": self._reloads,
                 "reload_error": self._reload_error,
                 "strategies": dict(self._strategies.errors),
@@ -365,7 +359,7 @@ class TradingSession:
         """
         if not seconds > 0:
             raise UsageError(f"every {seconds!r} seconds; a number of seconds above 0 is expected")
-        self._hooks.append(_Hook(do, seconds, self._clock()))
+        self._hooks.add(do, seconds)
 
     # Saving
 
@@ -387,7 +381,9 @@ class TradingSession:
     def update_portfolio(self, total_value: Any = None, total_pnl: Any = None, **more: Any) -> None:
         """Set the portfolio's summary; what is not known is null. Not saved by itself."""
         state = self.state
-        state["portfolio"] = sections.portfolio(_positions(state), total_value, total_pnl, **more)
+        state["portfolio"] = sections.portfolio(
+            sections.held(state), total_value, total_pnl, **more
+        )
 
     # Restoring
 
@@ -404,7 +400,7 @@ class TradingSession:
             fresh = self.store.load(numbers=self._numbers, missing_ok=self._state is None)
             found = bool(fresh)
             sections.complete(fresh, self.store.path)
-            self._owed.clear()
+            self._books.drop()
             self._reload_error = None
             self._restored_from = fresh.meta.recovered_from
             if not found:
@@ -545,7 +541,7 @@ class TradingSession:
                 self._failed(save, error)
                 return error
             except BaseException:
-                self._owed += save.counts
+                self._books.owe(save)
                 raise
             self._saved(save, meta)
             return None
@@ -564,22 +560,18 @@ class TradingSession:
             self._failed(save, error)
             return False
         except BaseException:
-            self._owed += save.counts  # it was cancelled: carried out perhaps, told to nobody
+            self._books.owe(save)  # it was cancelled: carried out perhaps, told to nobody
             raise
         finally:
             self._in_flight -= 1
         self._saved(save, meta)
         return True
 
-    def _begin(self, kind: str | None, reason: str) -> _Save:
-        """Open the books of a save: what was owed is done with it, or owed again."""
+    def _begin(self, kind: str | None, reason: str) -> Save:
         if self._pid != os.getpid():
             raise UsageError("the session does not run in this process: it has no lease to save")
-        if kind is not None:
-            self._owed[kind] += 1
-        counts, self._owed = self._owed, Counter()
         self._flag.busy = reason
-        return _Save(self.state, self.state.meta.revision, reason, counts, time.monotonic())
+        return self._books.begin(self.state, kind, reason)
 
     def _compose(self) -> None:
         """Bring the sections that are the session's up to date."""
@@ -598,35 +590,22 @@ class TradingSession:
             state["config"] = {**state["config"], **self._config}
         self._strategies.collect(state)
 
-    def _saved(self, save: _Save, meta: StateMeta) -> None:
+    def _saved(self, save: Save, meta: StateMeta) -> None:
         with self._lock:
             self._flag.busy = None
-            self._done += save.counts
             size = None
             if isinstance(self.store.path, Path):
                 with suppress(OSError):
                     size = self.store.path.stat().st_size
-            self._last_save = {
-                "at": times.format_instant(times.now()),
-                "revision": meta.revision,
-                "reason": save.reason,
-                "written": meta.revision != save.revision,
-                "bytes": size,
-                "seconds": round(time.monotonic() - save.begun, 6),
-            }
-        logger.info("trading state saved", extra={"path": str(self.store.path), **self._last_save})
+            said = self._books.done(save, meta, size)
+        logger.info("trading state saved", extra={"path": str(self.store.path), **said})
         if self.mirror is not None:
             self.mirror.saved(self.store, meta)
 
-    def _failed(self, save: _Save, error: Exception) -> None:
+    def _failed(self, save: Save, error: Exception) -> None:
         with self._lock:
             self._flag.busy = None
-            self._failures += 1
-            self._last_error = {
-                "at": times.format_instant(times.now()),
-                "reason": save.reason,
-                "error": f"{type(error).__name__}: {error}",
-            }
+            self._books.failed(save, error)
             fields = {"path": str(self.store.path), "reason": save.reason, "why": str(error)}
             expected = isinstance(error, StateStoreError)
             logger.error(
@@ -635,7 +614,7 @@ class TradingSession:
             if save.state is self._state:  # else it was replaced, and nothing of it is owed
                 conflict = isinstance(error, RevisionConflict)
                 if not (conflict and self._reload(lost=save.reason)):
-                    self._owed += save.counts
+                    self._books.owe(save)
         if self._on_save_error is not None:
             try:
                 self._on_save_error(error)
@@ -647,26 +626,13 @@ class TradingSession:
     def _reload(self, lost: str | None = None) -> bool:
         """Take over the state on disk, unless it is ours, or older than ours; return whether."""
         mine = self.state
-        try:
-            seen = self._onlooker.load(missing_ok=False).meta
-            if seen.recovered_from is not None and seen.revision <= mine.meta.revision:
-                if self.mode != "DRY_RUN":
-                    self._owed["rescue"] = 1  # what we hold is the newest there is
-                return False
-            fresh = self.store.load(numbers=self._numbers, missing_ok=False)
-            sections.complete(fresh, self.store.path)
-        except StateStoreError as error:
-            self._reload_error = f"{type(error).__name__}: {error}"
-            logger.error(
-                "the state on disk changed and cannot be taken over",
-                extra={"path": str(self.store.path), "why": str(error)},
-            )
+        fresh = self._on_disk(mine)
+        if fresh is None:
             return False
         self._reload_error = None
         if (fresh.meta.revision, fresh.meta.sha256) == (mine.meta.revision, mine.meta.sha256):
             return False
-        dropped = sorted(filter(None, {lost, *self._owed}))
-        self._owed.clear()
+        dropped = sorted(filter(None, {lost, *self._books.drop()}))
         self._reloads += 1
         logger.log(
             logging.ERROR if dropped else logging.WARNING,
@@ -676,7 +642,7 @@ class TradingSession:
                 "revision": fresh.meta.revision,
                 "reason": fresh.meta.reason,
                 "writer": fresh.meta.writer,
-                "positions": _differences(_positions(mine), _positions(fresh)),
+                "positions": sections.differences(mine, fresh),
                 "dropped": dropped,
             },
         )
@@ -687,6 +653,25 @@ class TradingSession:
                 extra={"strategy": name},
             )
         return True
+
+    def _on_disk(self, mine: State) -> State | None:
+        """Return the state on disk; None where what we hold is newer, or it cannot be used."""
+        try:
+            seen = self._onlooker.load(missing_ok=False).meta
+            if seen.recovered_from is not None and seen.revision <= mine.meta.revision:
+                if self.mode != "DRY_RUN":
+                    self._books.owe_rescue()
+                return None
+            fresh = self.store.load(numbers=self._numbers, missing_ok=False)
+            sections.complete(fresh, self.store.path)
+        except StateStoreError as error:
+            self._reload_error = f"{type(error).__name__}: {error}"
+            logger.error(
+                "the state on disk changed and cannot be taken over",
+                extra={"path": str(self.store.path), "why": str(error)},
+            )
+            return None
+        return fresh
 
     def _take(self, fresh: State) -> bool:
         self._state = fresh
@@ -730,7 +715,7 @@ class TradingSession:
             self.mirror.poke()
 
     def _tell_manager(self, what: str) -> None:
-        said = "NOT SAVED" if self._owed else "ok"
+        said = "NOT SAVED" if self._books.owed else "ok"
         self._manager.tell(what, f"STATUS=revision {self.state.meta.revision}, {said}")
 
     # When, and the end
@@ -747,11 +732,12 @@ class TradingSession:
         if periods > self._periods:
             self._periods = periods
             return "periodic", "periodic"
-        return (None, f"again: {', '.join(self._owed)}") if self._owed else None
+        owed = self._books.owed
+        return (None, f"again: {', '.join(owed)}") if owed else None
 
-    def _hooks_due(self) -> list[_Hook]:
+    def _hooks_due(self) -> list[Hook]:
         with self._lock:
-            return [hook for hook in self._hooks if hook.takes_its_turn(self._clock())]
+            return self._hooks.due()
 
     def _at_exit(self) -> None:
         try:
@@ -776,79 +762,3 @@ class TradingSession:
             self._flag.close()
             atexit.unregister(self._at_exit)
             self._pid, self._ended = None, True
-
-
-@dataclass(slots=True)
-class _Hook:
-    """What is done every so often.
-
-    Attributes:
-        due: when it is to be called next, by the session's clock.
-        error: what it raised the last time, None when it did not.
-    """
-
-    do: Callable[[], object]
-    seconds: float
-    due: float
-    error: str | None = None
-
-    @property
-    def name(self) -> str:
-        return getattr(self.do, "__qualname__", None) or repr(self.do)
-
-    def takes_its_turn(self, clock: float) -> bool:
-        """Whether it is due; if so, the next time is. What was missed is not made up for."""
-        if clock < self.due:
-            return False
-        self.due += self.seconds * (1 + (clock - self.due) // self.seconds)
-        return True
-
-    def run(self) -> None:
-        try:
-            self.do()
-        except Exception as error:  # whatever it is, there are positions to mind
-            self.error = f"{type(error).__name__}: {error}"
-            expected = isinstance(error, StateStoreError)
-            logger.error(
-                "hook failed",
-                extra={"hook": self.name, "why": str(error)},
-                exc_info=None if expected else error,
-            )
-        else:
-            self.error = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Save:
-    """A save that is under way.
-
-    Attributes:
-        revision: of the state before it.
-        counts: what is done with it, by kind.
-        begun: monotonic seconds.
-    """
-
-    state: State
-    revision: int
-    reason: str
-    counts: Counter[str]
-    begun: float
-
-
-def _positions(state: State) -> Mapping[str, Any]:
-    """Return the positions; none where the bot has put something else there for the moment."""
-    held = state.get("positions")
-    return held if isinstance(held, Mapping) else {}
-
-
-def _differences(mine: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, str]:
-    """Return what happened to each position, for the log: ``{"BTC-USD": "2 -> 1"}``."""
-    return {
-        key: f"{_units(mine.get(key))} -> {_units(fresh.get(key))}"
-        for key in dict.fromkeys([*mine, *fresh])
-        if mine.get(key) != fresh.get(key)
-    }
-
-
-def _units(position: object) -> str:
-    return "none" if position is None else str(sections.quantity(position))

@@ -15,9 +15,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from statestore.amounts import ZERO, exact, parse_amount
-from statestore.runtime.sections import QUANTITIES
+from statestore.runtime.sections import QUANTITIES, UNITS
 
-_UNITS = (*QUANTITIES, "total", "total_quantity")
 _TICKERS = ("token_ticker", "product_id", "symbol")
 
 
@@ -119,7 +118,7 @@ def units_of(entry: object) -> Decimal | None:
     if not isinstance(entry, Mapping):
         return None
     try:
-        said = [parse_amount(entry[name]) for name in _UNITS if entry.get(name) is not None]
+        said = [parse_amount(entry[name]) for name in UNITS if entry.get(name) is not None]
     except ValueError:
         return None
     return max(said, key=abs, default=None)

@@ -240,6 +240,16 @@ def test_what_is_no_export_is_refused_with_its_name_and_why(path, text, error, s
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+@pytest.mark.parametrize("value", [object(), float("nan"), "\ud800", {1: 2}])
+def test_what_is_no_json_is_not_written_in_any_form_and_named(path, form, value):
+    wrong = Envelope(kind="positions", rows=[{"symbol": "BTC-USD", "note": value}])
+
+    with pytest.raises(StateInvalid, match=r"positions\.0\.note"):
+        envelope.write(path, wrong, form)
+    assert not path.exists()
+
+
 def test_200_levels_are_read_and_201_are_not(path):
     for levels, good in ((200, True), (201, False)):
         inside = levels - 4  # the document, positions, the row, and the innermost object

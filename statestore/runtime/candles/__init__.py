@@ -1,4 +1,9 @@
-"""Where bars come from: public candles of an exchange, or a file. No key, and nothing but GET."""
+"""Where bars come from: public candles of an exchange, or a file. No key, and nothing but GET.
+
+What is promised of each source: bars that are closed, of the range asked for, oldest first, each
+instant once; or an error, never an empty list in place of a failure. What an exchange no longer has
+is not made up, and who keeps the bars is not decided here (`collecting`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ from typing import Protocol
 from statestore.errors import IncompleteRead, UsageError
 from statestore.runtime.bars import Bar, bar_of, interval
 from statestore.times import format_instant
+
+MILLISECOND = 1_000_000  # in ns
 
 NAMES = ("binance", "coinbase", "ccxt:EXCHANGE", "file:PATH")
 
@@ -48,11 +55,11 @@ Raw = tuple[int, object, object, object, object, object]
 
 def closed_bars(
     rows: Iterable[Raw],
-    *,
     tf: str,
     start: int,
     end: int,
     limit: int,
+    *,
     present: int,
     source: str,
     where: str,
@@ -60,6 +67,7 @@ def closed_bars(
     """Return the rows of an answer as `BarSource.fetch` has to; those out of the range are dropped.
 
     Args:
+        tf, start, end, limit: as `BarSource.fetch` was given them.
         present: the instant by whichever clock is behind; what closes later is not closed.
         where: names the answer, for messages.
 
@@ -78,6 +86,20 @@ def closed_bars(
         if found.setdefault(ts, bar) != bar:
             raise IncompleteRead(f"{where}: two bars of {format_instant(ts)} that differ")
     return [found[ts] for ts in sorted(found)][-limit:]
+
+
+def kline_of(row: object, where: str, *, called: str = "bar") -> Raw:
+    """Return a row that is a list: when it opens in ms, open, high, low, close, volume and more.
+
+    Args:
+        where, called: for messages: which answer, and what the exchange calls its rows.
+
+    Raises:
+        IncompleteRead: it is none.
+    """
+    if not isinstance(row, list) or len(row) < 6 or type(row[0]) is not int:
+        raise IncompleteRead(f"{where}: {row!r:.60} is no {called}")
+    return (row[0] * MILLISECOND, row[1], row[2], row[3], row[4], row[5])
 
 
 def checked_symbol(symbol: str) -> str:

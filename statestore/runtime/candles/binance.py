@@ -20,13 +20,13 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from statestore.errors import ExchangeError, IncompleteRead, UsageError
+from statestore.errors import ExchangeError, UsageError
 from statestore.fills.normalise import decode_json
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources.pace import Pace
 from statestore.fills.sources.patience import Failed, Patience
 from statestore.runtime.bars import Bar, interval
-from statestore.runtime.candles import Raw, checked_symbol, closed_bars
+from statestore.runtime.candles import MILLISECOND, checked_symbol, closed_bars, kline_of
 from statestore.times import instant_of, now
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ KLINES = "/api/v3/klines"
 _MOST = 1_000  # bars in one answer
 _URL = re.compile(r"(https?)://([A-Za-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?/?", re.ASCII)
 _HERE = {"127.0.0.1", "localhost", "[::1]"}
-_MILLISECOND = 1_000_000
 _NEVER = threading.Event()
 # What the host says to whom it will not serve at all.
 _REFUSALS = {
@@ -114,20 +113,15 @@ class BinanceCandles:
         params = {
             "symbol": product,
             "interval": tf,
-            "startTime": str(start // _MILLISECOND),
-            "endTime": str((end - 1) // _MILLISECOND),
+            "startTime": str(start // MILLISECOND),
+            "endTime": str((end - 1) // MILLISECOND),
             "limit": str(limit),
         }
         rows, served_at = self._ask(params, where)
+        klines = (kline_of(row, where, called="kline") for row in rows)
+        present = min(now(), served_at)
         return closed_bars(
-            (_row(row, where) for row in rows),
-            tf=tf,
-            start=start,
-            end=end,
-            limit=limit,
-            present=min(now(), served_at),
-            source=self._name,
-            where=where,
+            klines, tf, start, end, limit, present=present, source=self._name, where=where
         )
 
     def _ask(self, params: Mapping[str, str], where: str) -> tuple[list[object], int]:
@@ -184,13 +178,6 @@ def _refuse(method: str, url: str) -> None:
     path = urlsplit(url).path
     if method != "GET" or path != KLINES:
         raise ReadOnlyViolation(f"{method} {path} is not for reading bars")
-
-
-def _row(row: object, where: str) -> Raw:
-    """Return a kline: open time, open, high, low, close, volume, close time and more."""
-    if not isinstance(row, list) or len(row) < 6 or type(row[0]) is not int:
-        raise IncompleteRead(f"{where}: {row!r:.60} is no kline")
-    return (row[0] * _MILLISECOND, row[1], row[2], row[3], row[4], row[5])
 
 
 def _served_at(response: Response) -> int:

@@ -15,10 +15,9 @@ from statestore.fills.sources import ReadOnlyViolation, bounded
 from statestore.fills.sources.ccxt_client import ODD, import_ccxt, public_client
 from statestore.fills.sources.patience import Failed, Patience
 from statestore.runtime.bars import Bar, interval
-from statestore.runtime.candles import Raw, checked_symbol, closed_bars
+from statestore.runtime.candles import MILLISECOND, Raw, checked_symbol, closed_bars, kline_of
 from statestore.times import now
 
-_MILLISECOND = 1_000_000
 _MOST_PAGES = 40
 
 
@@ -75,7 +74,7 @@ class CcxtCandles:
         rows: list[Raw] = []
         since = start
         for _ in range(_MOST_PAGES):
-            page = [_row(row, where) for row in self._page(market, tf, since, limit, where)]
+            page = [kline_of(row, where) for row in self._page(market, tf, since, limit, where)]
             newest = max((ts for ts, *_ in page), default=since - 1)
             rows += page
             if newest < since or newest + step >= end:
@@ -84,14 +83,7 @@ class CcxtCandles:
         else:
             raise IncompleteRead(f"{where}: no end after {_MOST_PAGES} answers")
         return closed_bars(
-            rows,
-            tf=tf,
-            start=start,
-            end=end,
-            limit=limit,
-            present=present,
-            source=self._name,
-            where=where,
+            rows, tf, start, end, limit, present=present, source=self._name, where=where
         )
 
     def _page(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
@@ -105,7 +97,7 @@ class CcxtCandles:
     def _once(self, market: str, tf: str, since: int, limit: int, where: str) -> list[object]:
         ccxt = import_ccxt()
         try:
-            found = self._client.fetch_ohlcv(market, tf, since // _MILLISECOND, limit)
+            found = self._client.fetch_ohlcv(market, tf, since // MILLISECOND, limit)
         except ReadOnlyViolation as error:
             raise ExchangeError(f"{where}: {error}; this exchange cannot be read here") from None
         except bounded.TooMuch as error:
@@ -122,9 +114,3 @@ class CcxtCandles:
         if not isinstance(found, list):
             raise IncompleteRead(f"{where}: the answer is no list of bars")
         return found
-
-
-def _row(row: object, where: str) -> Raw:
-    if not isinstance(row, list) or len(row) < 6 or type(row[0]) is not int:
-        raise IncompleteRead(f"{where}: {row!r:.60} is no bar")
-    return (row[0] * _MILLISECOND, row[1], row[2], row[3], row[4], row[5])

@@ -94,15 +94,9 @@ class CoinbaseCandles:
             if not isinstance(candles, list):
                 raise IncompleteRead(f"{self._name} {path}: no list of candles in the answer")
             rows += (_row(candle, f"{self._name} {path}") for candle in candles)
+        where = f"{self._name} {path} {tf}"
         return closed_bars(
-            rows,
-            tf=tf,
-            start=start,
-            end=end,
-            limit=limit,
-            present=present,
-            source=self._name,
-            where=f"{self._name} {path} {tf}",
+            rows, tf, start, end, limit, present=present, source=self._name, where=where
         )
 
 

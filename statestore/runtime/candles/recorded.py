@@ -42,15 +42,10 @@ class RecordedCandles:
                 f"cannot read the bars {self._path}: {error.strerror}"
             ) from error
         found = [_line(line, f"{self._path} line {n}") for n, line in enumerate(lines, 1) if line]
+        rows = (row for of, row in found if of == (symbol, tf))
+        where = str(self._path)
         return closed_bars(
-            (row for of, row in found if of == (symbol, tf)),
-            tf=tf,
-            start=start,
-            end=end,
-            limit=limit,
-            present=now(),
-            source=self.name,
-            where=str(self._path),
+            rows, tf, start, end, limit, present=now(), source=self.name, where=where
         )
 
 
