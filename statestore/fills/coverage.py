@@ -24,8 +24,10 @@ from decimal import Decimal
 from itertools import pairwise, product
 
 from statestore.amounts import ZERO, exact, text, written
+from statestore.fills.book import Lot, Position, unknown_lot
+from statestore.fills.movements import Movement
 from statestore.fills.normalise import instant
-from statestore.fills.replay import Lot, Movement, Position, replay, unknown_lot
+from statestore.fills.replay import replay
 from statestore.model import FillKind, Method, Status
 from statestore.times import format_instant
 

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from statestore.fills.average import Average
+from statestore.fills.book import Book, Position, position_of
+from statestore.fills.movements import movements_of
 from statestore.fills.normalise import (
     PlainRow,
     PlainRows,
@@ -27,7 +30,6 @@ from statestore.fills.normalise import (
     trade_number,
     widened,
 )
-from statestore.fills.replay import Average, Book, Position, movements_of, position_of
 from statestore.fills.sources.recorded import is_fill
 from statestore.model import CASH, Fill, FillKind, Method, Row, Side, settled_in
 from statestore.times import format_instant, parse_instant

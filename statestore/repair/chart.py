@@ -18,9 +18,10 @@ from decimal import ROUND_CEILING, Decimal
 from itertools import groupby
 
 from statestore.amounts import ZERO, exact, text
+from statestore.fills.book import Book, position_of, unknown_lot
 from statestore.fills.coverage import Finding
+from statestore.fills.movements import Movement
 from statestore.fills.normalise import instant
-from statestore.fills.replay import Book, Movement, unknown_lot
 from statestore.model import Method
 from statestore.repair.plan import running
 from statestore.times import NANOSECONDS, format_instant
@@ -247,11 +248,8 @@ def _entries(
 
 
 def _entry_of(book: Book, currency: str | None) -> Decimal | None:
-    if currency is None or {lot.currency for lot in book.lots} != {currency}:
-        return None
-    if len(book.lots) == 1:
-        return book.lots[0].unit_cost
-    return sum((lot.share(lot.cost) for lot in book.lots), ZERO) / book.units
+    position = position_of(book)
+    return position.entry_price if position.currency == currency else None
 
 
 def _same(one: Decimal | None, other: Decimal | None) -> bool:

@@ -14,8 +14,10 @@ from decimal import Decimal
 from typing import Any
 
 from statestore.amounts import exact, text
+from statestore.fills.book import Position, unknown_lot
 from statestore.fills.coverage import Finding
-from statestore.fills.replay import Movement, Position, replay_each, unknown_lot
+from statestore.fills.movements import Movement
+from statestore.fills.replay import replay_each
 from statestore.model import Method, Status
 from statestore.repair.plan import Change, Plan, running
 from statestore.times import format_instant

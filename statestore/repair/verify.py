@@ -32,7 +32,7 @@ from typing import Any
 from statestore.amounts import ZERO, exact, text
 from statestore.disk.store import StateStore
 from statestore.fills.coverage import Recorded
-from statestore.fills.replay import Movement, movements_of
+from statestore.fills.movements import Movement, movements_of
 from statestore.fills.sources import FillSource
 from statestore.model import Fill, Status
 from statestore.repair.marks import increment_of

@@ -23,8 +23,9 @@ import pytest
 
 from statestore.disk.store import StateStore
 from statestore.fills.coverage import Finding
+from statestore.fills.movements import movements_of
 from statestore.fills.normalise import normalise
-from statestore.fills.replay import movements_of, replay
+from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import RecordedFills
 from statestore.model import STATUS_MEANINGS, Batch, Method, Row, Status
 from statestore.repair.chart import HEIGHT, WIDTH, Chart, draw
