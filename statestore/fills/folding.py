@@ -19,17 +19,9 @@ from typing import Any
 
 from statestore.fills.average import Average
 from statestore.fills.book import Book, Position, position_of
+from statestore.fills.decoding import PlainRow, PlainRows, decode_json, plain_rows, widened
 from statestore.fills.movements import movements_of
-from statestore.fills.normalise import (
-    PlainRow,
-    PlainRows,
-    Skipped,
-    decode_json,
-    fill_from_row,
-    plain_rows,
-    trade_number,
-    widened,
-)
+from statestore.fills.normalise import Skipped, fill_from_row, trade_number
 from statestore.fills.sources.recorded import is_fill
 from statestore.model import CASH, Fill, FillKind, Method, Row, Side, settled_in
 from statestore.times import format_instant, parse_instant

@@ -44,7 +44,7 @@ from types import NoneType
 from typing import NamedTuple, TypeVar
 
 from statestore.errors import SourceError
-from statestore.fills.normalise import decode_json, encode_json
+from statestore.fills.decoding import decode_json, encode_json
 from statestore.fills.sources import FillSource
 from statestore.model import Balances, Batch, Product, Row
 from statestore.times import NANOSECONDS, format_instant, now, parse_instant

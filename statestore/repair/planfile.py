@@ -28,7 +28,7 @@ from statestore.config import operator
 from statestore.disk.codec import to_json
 from statestore.disk.store import StateMeta
 from statestore.errors import Place, PlanStale, UsageError
-from statestore.fills.normalise import decode_json
+from statestore.fills.decoding import decode_json
 from statestore.fills.sources import FillSource
 from statestore.model import CASH, Balances, Batch, Fill, Method, Product
 from statestore.repair.plan import Action, Evidence, document

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from statestore.disk.store import StateStore
-from statestore.fills.normalise import decode_json
+from statestore.fills.decoding import decode_json
 from statestore.fills.sources import coinbase_client
 from statestore.simulated import UNAVAILABLE, Request, SimulatedExchange, fill
 from statestore.times import NANOSECONDS, format_instant, now

@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestore.errors import ExchangeError
+from statestore.fills.decoding import decode_json, encode_json
 from statestore.fills.ledger import SETTLED, LedgerSource
-from statestore.fills.normalise import decode_json, encode_json, normalise
+from statestore.fills.normalise import normalise
 from statestore.model import Balances, Batch, Normalised, Product, Row
 from statestore.simulated import fill, fills
 from statestore.times import NANOSECONDS, format_instant, parse_instant

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from statestore.errors import CredentialsError, ExchangeError, IncompleteRead, NotFound, SourceError
-from statestore.fills.normalise import decode_json
+from statestore.fills.decoding import decode_json
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources import pace as pacing
 from statestore.fills.sources.credentials import Credentials
