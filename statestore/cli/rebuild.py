@@ -249,7 +249,7 @@ def _apply(
 
 def _print(proposal: Proposal, path: Place, *, dry_run: bool, applied: Any = None) -> None:
     from statestore.cli.output import print_json
-    from statestore.repair.plan import document
+    from statestore.repair.told import document
 
     meta = applied or proposal.state.meta
     backup = None if applied is None or applied.backup is None else str(applied.backup)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 
 from statestore.amounts import ZERO, exact, text, written
 from statestore.fills.book import Lot, Position, unknown_lot
@@ -129,6 +129,15 @@ class Finding:
     begins: int = 0
     brought: Lot | None = None
     increment: Decimal = ZERO
+
+    @exact
+    def running(self) -> list[Decimal]:
+        """Return the units held after each movement.
+
+        They start at what was held before the first one; without a balance, at zero.
+        """
+        totals = accumulate((move.units for move in self.movements), initial=self.opening)
+        return list(totals)[1:]
 
 
 @dataclass(frozen=True, slots=True)

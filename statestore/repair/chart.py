@@ -23,7 +23,6 @@ from statestore.fills.coverage import Finding
 from statestore.fills.movements import Movement
 from statestore.fills.normalise import instant
 from statestore.model import Method
-from statestore.repair.plan import running
 from statestore.times import NANOSECONDS, format_instant
 
 WIDTH, HEIGHT = 520, 322
@@ -198,7 +197,7 @@ def _priced(
 def _steps(finding: Finding) -> list[tuple[int, Decimal]]:
     """Units after each instant, what was held before the first one in front."""
     steps = [(finding.movements[0].fill.time, finding.opening)]
-    for movement, units in zip(finding.movements, running(finding), strict=True):
+    for movement, units in zip(finding.movements, finding.running(), strict=True):
         steps.append((movement.fill.time, units))
     return steps
 

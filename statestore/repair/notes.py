@@ -8,7 +8,8 @@ from statestore.amounts import exact, text
 from statestore.disk.store import StateMeta
 from statestore.fills.coverage import Finding
 from statestore.model import CASH, PEGS
-from statestore.repair.plan import Change, Entries, Warn
+from statestore.repair.entries import Entries
+from statestore.repair.plan import Change, Warn
 from statestore.repair.reading import Reading
 from statestore.times import format_instant
 

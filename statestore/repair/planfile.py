@@ -31,9 +31,10 @@ from statestore.errors import Place, PlanStale, UsageError
 from statestore.fills.decoding import decode_json
 from statestore.fills.sources import FillSource
 from statestore.model import CASH, Balances, Batch, Fill, Method, Product
-from statestore.repair.plan import Action, Evidence, document
+from statestore.repair.plan import Action, Evidence
 from statestore.repair.reading import Window
 from statestore.repair.rebuild import Options, Proposal
+from statestore.repair.told import document
 from statestore.repair.trail import records_of
 from statestore.times import format_instant, now, parse_instant
 

@@ -26,7 +26,8 @@ from statestore.amounts import text
 from statestore.errors import UsageError
 from statestore.model import STATUS_MEANINGS, Status
 from statestore.repair.chart import Chart, draw
-from statestore.repair.plan import PROVEN, QUANTITY_FIELDS, Action, Change, Plan, Warn, running
+from statestore.repair.entries import QUANTITY_FIELDS, said
+from statestore.repair.plan import PROVEN, Action, Change, Plan, Warn
 from statestore.times import format_instant
 
 if TYPE_CHECKING:
@@ -514,7 +515,7 @@ def _fields(change: Change) -> Iterator[Field]:
 def _rows(change: Change) -> tuple[tuple[tuple[str, ...], ...], int]:
     """The fills: the first and the last of them, and how many lie between."""
     finding = change.finding
-    all_of_them = list(zip(finding.movements, running(finding), strict=True))
+    all_of_them = list(zip(finding.movements, finding.running(), strict=True))
     skipped = max(0, len(all_of_them) - 2 * _MOST_ROWS)
     chosen = all_of_them[:_MOST_ROWS] + all_of_them[_MOST_ROWS + skipped :]
     rows = tuple(
@@ -535,8 +536,8 @@ def _rows(change: Change) -> tuple[tuple[tuple[str, ...], ...], int]:
 
 
 def _recorded(entry: Mapping[str, Any] | None, names: Sequence[str]) -> str | None:
-    """What an entry says under the first of the names that it has."""
-    value = next((entry[name] for name in names if entry and entry.get(name) is not None), None)
+    """What an entry says under the first of the names that it has, as it is shown."""
+    value = None if entry is None else said(entry, names)
     return None if value is None else _value(value)
 
 

@@ -41,10 +41,11 @@ from statestore.fills.sources import coinbase, coinbase_client
 from statestore.fills.sources.recorded import read_balances, read_fills
 from statestore.model import Balances, Batch, Product, Row
 from statestore.repair import planfile
+from statestore.repair.entries import read_entries, recorded_of
 from statestore.repair.outcome import _why
-from statestore.repair.plan import document, read_entries, recorded_of
 from statestore.repair.rebuild import Options, Proposal, propose
 from statestore.repair.report import Outcome, Report, render
+from statestore.repair.told import document
 from statestore.repair.trail import fill_trail
 from statestore.runtime import envelope
 from statestore.runtime.legacy import read_legacy

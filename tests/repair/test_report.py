@@ -29,7 +29,7 @@ from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import RecordedFills
 from statestore.model import STATUS_MEANINGS, Batch, Method, Row, Status
 from statestore.repair.chart import HEIGHT, WIDTH, Chart, draw
-from statestore.repair.plan import Plan, running
+from statestore.repair.plan import Plan
 from statestore.repair.rebuild import Options, propose
 from statestore.repair.report import (
     GENERATOR,
@@ -597,7 +597,7 @@ def test_ticks_of_price_are_exact_and_few(low: str, high: str) -> None:
 def test_the_running_quantity_starts_at_what_was_held_before() -> None:
     found = finding("SELL .4 BTC-USD @ 1", "BUY .1 BTC-USD @ 1", opening="1")
 
-    assert running(found) == [Decimal("0.6"), Decimal("0.7")]
+    assert found.running() == [Decimal("0.6"), Decimal("0.7")]
 
 
 # In a browser
