@@ -29,10 +29,10 @@ from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import RecordedFills
 from statestore.model import STATUS_MEANINGS, Batch, Method, Row, Status
 from statestore.repair.chart import HEIGHT, WIDTH, Chart, draw
+from statestore.repair.html import GENERATOR
 from statestore.repair.plan import Plan
 from statestore.repair.rebuild import Options, propose
 from statestore.repair.report import (
-    GENERATOR,
     Outcome,
     Report,
     command_line,
