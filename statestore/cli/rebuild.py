@@ -186,7 +186,7 @@ def _propose(
             portfolio=opened.portfolio,
             warnings=opened.warnings,
         )
-    from statestore.repair.planfile import AsPlanned, require_same, require_state
+    from statestore.repair.staleness import AsPlanned, require_same, require_state
 
     require_state(saved, store.load(missing_ok=False).meta)  # before anything is asked for
     opened = open_source(flags, settings, on_page)
