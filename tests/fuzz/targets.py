@@ -38,7 +38,7 @@ from statestore.fills.decoding import decode_json
 from statestore.fills.folding import Rules
 from statestore.fills.ledger import LedgerSource
 from statestore.fills.normalise import normalise
-from statestore.fills.sources import coinbase, coinbase_client
+from statestore.fills.sources import coinbase, coinbase_client, coinbase_reader
 from statestore.fills.sources.recorded import read_balances, read_fills
 from statestore.model import Balances, Batch, Product, Row
 from statestore.repair import planfile, staleness
@@ -302,8 +302,8 @@ class Answers:
         response.raw = io.BytesIO(self.bodies.pop(0) if self.bodies else b"{}")
         try:
             return coinbase_client._answer(response)
-        except coinbase_client._Refused as refused:
-            raise coinbase_client._explained(refused, "exchange.test", path, 1, "") from None
+        except coinbase_client.Refused as refused:
+            raise coinbase_reader._explained(refused, "exchange.test", path, 1, "") from None
 
 
 def answers(data: bytes, folder: Path) -> None:
