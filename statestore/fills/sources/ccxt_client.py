@@ -32,7 +32,8 @@ from statestore.errors import (
 )
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources.patience import Failed, Patience
-from statestore.fills.sources.venues import VENUES, Venue, known
+from statestore.fills.sources.venues import VENUES, known
+from statestore.fills.sources.venues.terms import Venue
 
 T = TypeVar("T")
 
