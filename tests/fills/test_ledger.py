@@ -246,7 +246,7 @@ def test_a_range_from_the_future_is_not_believed(read: Reader, exchange: Exchang
     future = time.time_ns() + 24 * HOUR
     source = read.source()
     with sqlite3.connect(read.path) as ledger:
-        seal = source._digest(f"{START} {future}")
+        seal = source._file._digest(f"{START} {future}")
         ledger.execute("UPDATE proven SET until = ?, digest = ?", (future, seal))
     ledger.close()
     exchange.asked.clear()
@@ -688,7 +688,7 @@ def test_what_cannot_be_a_ledger_is_done_without(read: Reader, what: str) -> Non
 def test_a_ledger_that_others_hold_is_done_without(
     read: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statestore.fills.ledger._LOCKED_FOR", 0.01)
+    monkeypatch.setattr("statestore.caches._LOCKED_FOR", 0.01)
     read()
     holder = sqlite3.connect(read.path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
