@@ -7,6 +7,9 @@ they are, all others by `movements_of` into a `Book`. That no identity comes twi
 to check, who gets the hashes of all.
 
 A range of a file but its first does not know what was held before it: see `_Guess`.
+
+It is long for a module because which way a row may go (the average, the book, a second reading) is
+kept by the fold, its accounts and their guesses together, in fields that all three of them set.
 """
 
 from __future__ import annotations
