@@ -1,5 +1,5 @@
 """The account of nearly every fill: average cost, one currency, fees charged in one currency, no
-short, nothing of unknown cost. It does what a `Book` does then, several times as fast.
+short, nothing of unknown cost. It does what a `Book` does then, and is made to be fast.
 
 What is promised: the figures are those of a `Book`, which `Average.book` returns, and where this
 account would not do it says so and is as it was. A property test holds the two together.

@@ -22,7 +22,6 @@ from statestore.model import Row
 from statestore.times import parse_instant
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)
-
 _encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 

@@ -78,8 +78,6 @@ _SCHEMA = (
 )
 # Nothing else may be in it: a view in place of a table, or a trigger, would run as we read.
 _TABLES = frozenset(" ".join(sql.split()) for sql in _SCHEMA if sql.startswith("CREATE"))
-
-
 _SELECT = "SELECT id, digest, time, copy, payload FROM fills WHERE origin = ? AND "
 _ROWS = f"{_SELECT} time BETWEEN ? AND ? UNION ALL {_SELECT} time IS NULL"
 _KEEP = "INSERT OR IGNORE INTO fills (origin, digest, time, copy, payload) VALUES (?, ?, ?, ?, ?)"

@@ -1,4 +1,8 @@
-"""What recorded fills alone say, as a document: the figures of each asset, and what proves them."""
+"""What recorded fills alone say, as a document: the figures of each asset, and what proves them.
+
+Exact numbers are numbers, and what is not known is null. Nothing is compared with a balance or a
+state, so a status here is what a rebuild without both would say. Pure.
+"""
 
 from __future__ import annotations
 

@@ -25,10 +25,7 @@ _MARKS = {
     "none": "at cost",
 }
 
-
 _MOST_ROWS = 50
-
-
 _LONGEST_VALUE = 400
 
 

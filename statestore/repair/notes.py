@@ -1,4 +1,8 @@
-"""What the operator should know beside the plan: the warnings of a rebuild."""
+"""What the operator should know beside the plan: the warnings of a rebuild.
+
+A warning stops nothing by itself: what may be written is decided in `plan`, and what refuses all of
+it in `rebuild`.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ from statestore.times import format_instant
 
 _T = TypeVar("_T")
 
-
 _MOST_FINDINGS = 12
 _MOST_LISTED = 500
 _SHOWN_AT_ONCE = 5

@@ -1,7 +1,7 @@
 """Scales and their ticks: from a value to a coordinate of a chart, and the round values beside it.
 
-Exact until the last step: the difference to the end of the scale is taken before anything is
-rounded, so values that differ in the twentieth digit do not fall together. Pure.
+The difference to the end of a scale is taken exactly; only what comes of it is rounded, to a tenth.
+No fill is known here, and a picture is for reading trends: the exact figures stand beside it. Pure.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ WIDTH = 520
 
 # Room a character of an axis label takes where it is set largest, on a phone.
 CHARACTER = 9
-
-
 _LONGEST_LABEL = 10
-
 
 # A level farther from the rest than this many times their spread would flatten the picture.
 _FARTHEST = 3

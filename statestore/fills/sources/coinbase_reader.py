@@ -34,8 +34,6 @@ from statestore.times import NANOSECONDS, now
 
 # Path, parameters, and an event that ends the asking.
 Get = Callable[[str, Mapping[str, object], threading.Event], dict[str, object]]
-
-
 NEVER = threading.Event()  # of what is asked until there is an answer
 
 
