@@ -29,8 +29,6 @@ HEIGHT = 322
 _RIGHT = WIDTH - 14
 _PRICE = (24, 178)  # top and bottom of the panel
 _UNITS = (212, 282)
-
-
 _COLUMN = 2
 _MOST_MARKERS = 300
 _FEW_MARKERS = 60
