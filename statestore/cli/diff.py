@@ -76,7 +76,8 @@ def _with_plan(path: Path, state: Path | StateUrl | None) -> dict[str, Any]:
     Raises:
         PlanStale: the state is no longer the one the plan was made for.
     """
-    from statestore.repair.planfile import load_plan, positions_after, require_state
+    from statestore.repair.planfile import load_plan, positions_after
+    from statestore.repair.staleness import require_state
 
     saved = load_plan(path, place_of(state))
     store = StateStore(state_of_plan(saved.state_path, state, load_settings()))

@@ -29,7 +29,7 @@ from statestore.disk import codec, durable
 from statestore.disk.history import changed_sections, differences
 from statestore.disk.store import State, StateStore
 from statestore.errors import StateInvalid, UsageError
-from statestore.repair.plan import read_entries, recorded_of
+from statestore.repair.entries import read_entries, recorded_of
 from statestore.repair.rebuild import halted
 
 

@@ -67,7 +67,7 @@ def command(asset: str, form: str, every: bool, **flags: Any) -> None:
 
 def _document(plan: Plan, change: Change, trail: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``statestore.explain/1``; the figures are those of a rebuild's plan."""
-    from statestore.repair.plan import document
+    from statestore.repair.told import document
 
     whole = document(plan, dry_run=False, state={}, positions={})
     figures = dict(whole["changes"][0])
@@ -221,7 +221,7 @@ def _recorded(change: Change) -> Iterator[str]:
 
 def _differences(change: Change) -> list[tuple[str, str, str | None]]:
     """Field, recorded, found: where the state records something else. Not what it leaves out."""
-    from statestore.repair.plan import QUANTITY_FIELDS
+    from statestore.repair.entries import QUANTITY_FIELDS
 
     before, finding = change.before or {}, change.finding
     position = finding.position

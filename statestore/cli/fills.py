@@ -98,7 +98,7 @@ def command(assets: tuple[str, ...], form: str, **flags: Any) -> None:
 
 def _document(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
     """``statestore.fills/1``; the figures of an asset are those of a rebuild's plan."""
-    from statestore.repair.plan import document
+    from statestore.repair.told import document
 
     whole = document(plan, dry_run=False, state={}, positions={})
     kept = ("source", "portfolio", "method", "window")

@@ -12,7 +12,8 @@ from statestore.amounts import text
 from statestore.cli.screen import console
 from statestore.cli.screen import note as note
 from statestore.disk.codec import to_json
-from statestore.repair.plan import QUANTITY_FIELDS, Action, Change, Plan
+from statestore.repair.entries import QUANTITY_FIELDS, said
+from statestore.repair.plan import Action, Change, Plan
 
 _STYLES = {
     Action.ADD: "green",
@@ -107,7 +108,7 @@ def _before_after(change: Change, field: str, found: str | None) -> str:
 
 def _plain(entry: Mapping[str, Any] | None, field: str) -> str:
     names = QUANTITY_FIELDS if field == "quantity" else (field,)
-    value = next((entry[name] for name in names if entry and entry.get(name) is not None), None)
+    value = said(entry or {}, names)
     return short(None if value is None else str(value))
 
 

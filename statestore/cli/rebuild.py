@@ -188,7 +188,7 @@ def _propose(
             portfolio=opened.portfolio,
             warnings=opened.warnings,
         )
-    from statestore.repair.planfile import AsPlanned, require_same, require_state
+    from statestore.repair.staleness import AsPlanned, require_same, require_state
 
     require_state(saved, store.load(missing_ok=False).meta)  # before anything is asked for
     opened = open_source(flags, settings, on_page)
@@ -251,7 +251,7 @@ def _apply(
 
 def _print(proposal: Proposal, path: Place, *, dry_run: bool, applied: Any = None) -> None:
     from statestore.cli.output import print_json
-    from statestore.repair.plan import document
+    from statestore.repair.told import document
 
     meta = applied or proposal.state.meta
     backup = None if applied is None or applied.backup is None else str(applied.backup)

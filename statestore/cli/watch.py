@@ -252,7 +252,7 @@ def _table(positions: list[tuple[str, Any]], *, narrow: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from statestore.repair.plan import QUANTITY_FIELDS
+    from statestore.repair.entries import QUANTITY_FIELDS
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Position", overflow="fold")
@@ -276,7 +276,9 @@ def _table(positions: list[tuple[str, Any]], *, narrow: bool) -> Table:
 
 def _number(entry: Mapping[str, Any], names: tuple[str, ...], digits: int) -> str:
     """The first of the fields that says something, cut to so many digits after the point."""
-    value = next((entry[name] for name in names if entry.get(name) is not None), None)
+    from statestore.repair.entries import said
+
+    value = said(entry, names)
     if value is None:
         return "unknown"
     if isinstance(value, bool) or not isinstance(value, int | Decimal):

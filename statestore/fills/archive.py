@@ -27,9 +27,11 @@ from typing import Any, BinaryIO
 
 from statestore.amounts import exact
 from statestore.errors import RecordedFileError
+from statestore.fills.decoding import decode_json, names_of
 from statestore.fills.folding import BLANKS, Fold, NotLines, Replayed, Rules, legs_of, origin_of
-from statestore.fills.normalise import decode_json, names_of, normalise
-from statestore.fills.replay import movements_of, replay
+from statestore.fills.movements import movements_of
+from statestore.fills.normalise import normalise
+from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import read_fills
 from statestore.model import CASH, Batch, FillKind, Method, Normalised, Rejected, Row, Side
 

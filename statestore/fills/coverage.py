@@ -12,25 +12,25 @@ AMBIGUOUS. Without a balance the fills are replayed from zero and believed only 
 with the recorded quantity; else UNCOVERED.
 
 Pure functions of values: nothing is read, nothing is written, nothing is decided about the state.
+The walk itself, and the ways to read rows that adjust others, are in `walk`.
 
 It is long for a module because it is one decision, and its cases are read against each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import pairwise, product
+from itertools import accumulate
 
 from statestore.amounts import ZERO, exact, text, written
-from statestore.fills.normalise import instant
-from statestore.fills.replay import Lot, Movement, Position, replay, unknown_lot
+from statestore.fills.book import Lot, Position, unknown_lot
+from statestore.fills.movements import Movement
+from statestore.fills.replay import replay
+from statestore.fills.walk import Point, Reading, every_reading, walk_back
 from statestore.model import FillKind, Method, Status
 from statestore.times import format_instant
-
-# 2 ** 8 readings of adjusted rows; more of them in one window are not told apart.
-_MOST_ADJUSTED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,74 +128,37 @@ class Finding:
     brought: Lot | None = None
     increment: Decimal = ZERO
 
+    @exact
+    def running(self) -> list[Decimal]:
+        """Return the units held after each movement.
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """A moment at which a lifecycle may have begun: between instants, outside adjusted trades.
-
-    Attributes:
-        index: movements before it.
-        units: held then, by walking back from the balance.
-        eps: how far off ``units`` may be: an increment for each later fill sized in quote.
-    """
-
-    index: int
-    units: Decimal
-    eps: Decimal
-
-    @property
-    def flat(self) -> bool:
-        return abs(self.units) <= self.eps
-
-    @property
-    def below(self) -> bool:
-        return self.units < -self.eps
+        They start at what was held before the first one; without a balance, at zero.
+        """
+        totals = accumulate((move.units for move in self.movements), initial=self.opening)
+        return list(totals)[1:]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """The movements under one reading of adjusted rows, and the points between them."""
-
-    movements: tuple[Movement, ...]
-    points: tuple[_Point, ...]
-
-    @property
-    def start(self) -> _Point:
-        return self.points[0]
-
-    @property
-    def end(self) -> _Point:
-        return self.points[-1]
-
-    @property
-    def goes_below(self) -> bool:
-        return any(point.below for point in self.points)
-
-    def time(self, point: _Point) -> int | None:
-        """When the point was reached, None for the start of the window."""
-        return self.movements[point.index - 1].fill.time if point.index else None
-
-    def finding(
-        self,
-        status: Status,
-        position: Position,
-        reason: str,
-        *,
-        begins: int = 0,
-        brought: Lot | None = None,
-    ) -> Finding:
-        if position.ambiguous:
-            status, reason = Status.AMBIGUOUS, _TIED
-        return Finding(
-            status,
-            self.end.units,
-            position,
-            reason,
-            self.movements,
-            self.start.units,
-            begins=begins,
-            brought=brought,
-        )
+def _finding(
+    reading: Reading,
+    status: Status,
+    position: Position,
+    reason: str,
+    *,
+    begins: int = 0,
+    brought: Lot | None = None,
+) -> Finding:
+    if position.ambiguous:
+        status, reason = Status.AMBIGUOUS, _TIED
+    return Finding(
+        status,
+        reading.end.units,
+        position,
+        reason,
+        reading.movements,
+        reading.start.units,
+        begins=begins,
+        brought=brought,
+    )
 
 
 _TIED = "fills of the same instant can be ordered in ways that lead to different entries"
@@ -231,14 +194,14 @@ def _without_one_currency(finding: Finding) -> Finding:
 
 
 def _anchored(question: Question, balance: Decimal) -> Finding | None:
-    readings = _readings(question, balance)
+    readings = every_reading(question.movements, balance, question.increment)
     if len(readings) == 1:
         finding = _explained(question, readings[0]) or _unexplained(question, readings[0])
         return None if finding is None else _with_state(question, finding, readings[0])
     return _adjusted(question, balance, readings)
 
 
-def _explained(question: Question, reading: _Reading) -> Finding | None:
+def _explained(question: Question, reading: Reading) -> Finding | None:
     """EXACT or CARRIED under this reading, or None."""
     for point in reversed(reading.points):
         if point.flat:
@@ -248,7 +211,7 @@ def _explained(question: Question, reading: _Reading) -> Finding | None:
     return _carried(question, reading)
 
 
-def _unexplained(question: Question, reading: _Reading) -> Finding | None:
+def _unexplained(question: Question, reading: Reading) -> Finding | None:
     """The other answers there are to one reading, or None when older fills may explain it."""
     finding = _outflow(question, reading) or _from_dust(question, reading)
     if finding is None and question.exhausted:
@@ -256,7 +219,7 @@ def _unexplained(question: Question, reading: _Reading) -> Finding | None:
     return finding
 
 
-def _adjusted(question: Question, balance: Decimal, readings: Sequence[_Reading]) -> Finding | None:
+def _adjusted(question: Question, balance: Decimal, readings: Sequence[Reading]) -> Finding | None:
     """Several readings of adjusted rows: the one that explains the balance, if it is one.
 
     A reading is out when its walk goes below zero. While another one may yet be explained by
@@ -270,14 +233,14 @@ def _adjusted(question: Question, balance: Decimal, readings: Sequence[_Reading]
     if len(confirmed) == 1:
         reading, found = next(iter(confirmed.values()))
         return _with_state(question, found, reading)
-    as_stated = _reading(question, question.movements, balance)
+    as_stated = walk_back(question.movements, balance, question.increment)
     kinds = {m.fill.kind for m in question.movements if m.fill.kind is not FillKind.FILL}
     reason = (
         f"rows of type {', '.join(sorted(kinds))} can be read with either sign, and the balance "
         f"{text(balance)} confirms no single reading"
     )
     position = _replay(question, as_stated.movements)
-    return replace(as_stated.finding(Status.AMBIGUOUS, position, reason), reason=reason)
+    return replace(_finding(as_stated, Status.AMBIGUOUS, position, reason), reason=reason)
 
 
 def _replay(
@@ -288,7 +251,7 @@ def _replay(
     return replay(movements, question.method, opening=opening)
 
 
-def _exact(question: Question, reading: _Reading, flat: _Point) -> Finding:
+def _exact(question: Question, reading: Reading, flat: Point) -> Finding:
     """The present lifecycle began at ``flat``: replay from there.
 
     What was realised before it counts where all of it is explained.
@@ -307,7 +270,7 @@ def _exact(question: Question, reading: _Reading, flat: _Point) -> Finding:
     else:
         began = reading.movements[flat.index].fill.time
         reason = f"the fills explain the balance since {format_instant(began)}"
-    return reading.finding(Status.EXACT, position, reason, begins=flat.index)
+    return _finding(reading, Status.EXACT, position, reason, begins=flat.index)
 
 
 def _with_realised(position: Position, whole: Position | None) -> Position:
@@ -316,7 +279,7 @@ def _with_realised(position: Position, whole: Position | None) -> Position:
     return replace(position, realised=whole.realised, realised_net=whole.realised_net)
 
 
-def _carried(question: Question, reading: _Reading) -> Finding | None:
+def _carried(question: Question, reading: Reading) -> Finding | None:
     """A recorded quantity that is exactly what the fills imply at its time carries its entry on."""
     recorded = question.recorded
     if recorded is None or recorded.cost is None or recorded.units <= 0:
@@ -340,14 +303,14 @@ def _carried(question: Question, reading: _Reading) -> Finding | None:
     if differ:
         reason = "the recorded entry can be carried on from more than one point of the window"
         first = points[0].index
-        return reading.finding(Status.AMBIGUOUS, positions[0], reason, begins=first, brought=lot)
+        return _finding(reading, Status.AMBIGUOUS, positions[0], reason, begins=first, brought=lot)
     known_since = reading.time(points[-1]) or question.since
     reason = (
         f"the recorded {text(recorded.units)} are what the fills imply at "
         f"{format_instant(known_since)}; its entry carries on"
     )
-    return reading.finding(
-        Status.CARRIED, positions[-1], reason, begins=points[-1].index, brought=lot
+    return _finding(
+        reading, Status.CARRIED, positions[-1], reason, begins=points[-1].index, brought=lot
     )
 
 
@@ -361,7 +324,7 @@ def _recorded_lot(recorded: Recorded) -> Lot:
 
 
 def _carry_on(
-    question: Question, reading: _Reading, recorded: Recorded, lot: Lot, point: _Point
+    question: Question, reading: Reading, recorded: Recorded, lot: Lot, point: Point
 ) -> Position:
     movements = reading.movements[point.index :]
     position = _replay(question, movements, lot)
@@ -372,7 +335,7 @@ def _carry_on(
     return position
 
 
-def _outflow(question: Question, reading: _Reading) -> Finding | None:
+def _outflow(question: Question, reading: Reading) -> Finding | None:
     """Units left without a fill: replay from where the running total was lowest, then shrink."""
     if not reading.goes_below:
         return None
@@ -383,8 +346,8 @@ def _outflow(question: Question, reading: _Reading) -> Finding | None:
         f"{text(-lowest.units)} {question.asset} left without a fill (a withdrawal, a "
         f"conversion): the fills give {text(units - lowest.units)}, the balance is {text(units)}"
     )
-    return reading.finding(
-        Status.UNEXPLAINED_OUTFLOW, _shrunk(position, units), reason, begins=lowest.index
+    return _finding(
+        reading, Status.UNEXPLAINED_OUTFLOW, _shrunk(position, units), reason, begins=lowest.index
     )
 
 
@@ -401,18 +364,18 @@ def _shrunk(position: Position, units: Decimal) -> Position:
     )
 
 
-def _from_dust(question: Question, reading: _Reading) -> Finding | None:
+def _from_dust(question: Question, reading: Reading) -> Finding | None:
     """A residue too small for a position ended the lifecycle before this one."""
     for point in reversed(reading.points):
         if ZERO < point.units < question.dust:
             position = _replay(question, reading.movements[point.index :])
             reason = f"the fills explain the balance but for {text(point.units)} of dust before"
             position = _with_realised(position, None)
-            return reading.finding(Status.EXACT, position, reason, begins=point.index)
+            return _finding(reading, Status.EXACT, position, reason, begins=point.index)
     return None
 
 
-def _with_unknown_cost(question: Question, reading: _Reading) -> Finding:
+def _with_unknown_cost(question: Question, reading: Reading) -> Finding:
     """History is exhausted and units are left over: the quantity is certain, the entry is not."""
     start = reading.start.units
     if question.assumed_entry is not None:
@@ -424,18 +387,18 @@ def _with_unknown_cost(question: Question, reading: _Reading) -> Finding:
             f"{text(question.assumed_entry)} {currency}, as the operator said"
         )
         position = _replay(question, reading.movements, lot)
-        return reading.finding(Status.ASSUMED, position, reason, brought=lot)
+        return _finding(reading, Status.ASSUMED, position, reason, brought=lot)
     unknown = unknown_lot(start)
     position = _replay(question, reading.movements, unknown)
     if not position.unknown_units:
         # By lots: whatever the first units had cost, they are the ones that were sold.
         reason = f"the {text(start)} {question.asset} from before the first fill were sold"
-        return reading.finding(Status.EXACT, position, reason, brought=unknown)
+        return _finding(reading, Status.EXACT, position, reason, brought=unknown)
     reason = (
         f"{text(start)} {question.asset} were held before the first fill there is "
         f"(since {format_instant(question.since)}); their cost is unknown"
     )
-    return reading.finding(Status.PARTIAL, position, reason, brought=unknown)
+    return _finding(reading, Status.PARTIAL, position, reason, brought=unknown)
 
 
 def _dust(question: Question, balance: Decimal) -> Finding:
@@ -451,16 +414,16 @@ def _dust(question: Question, balance: Decimal) -> Finding:
 def _offline(question: Question) -> Finding:
     """Replay from zero; believed if it never goes below and agrees with what is recorded."""
     total = sum((movement.units for movement in question.movements), ZERO)
-    reading = _reading(question, question.movements, total)
+    reading = walk_back(question.movements, total, question.increment)
     position = replay(reading.movements, question.method, increment=question.increment)
     status, reason = _covered(question, reading)
     if status is not Status.EXACT:
         # A tie is the smaller trouble of the two; the larger one keeps the word.
         position = replace(position, ambiguous=False)
-    return replace(reading.finding(status, position, reason), units=position.units)
+    return replace(_finding(reading, status, position, reason), units=position.units)
 
 
-def _covered(question: Question, reading: _Reading) -> tuple[Status, str]:
+def _covered(question: Question, reading: Reading) -> tuple[Status, str]:
     if any(movement.fill.kind is not FillKind.FILL for movement in reading.movements):
         return Status.AMBIGUOUS, "only a balance tells the sign of reversed or corrected rows"
     if reading.goes_below:
@@ -490,114 +453,25 @@ def _covered(question: Question, reading: _Reading) -> tuple[Status, str]:
     )
 
 
-# Readings of adjusted rows
-
-
-def _readings(question: Question, balance: Decimal) -> list[_Reading]:
-    """Return every way to read the adjusted rows: one when there are none, none when too many."""
-    movements = question.movements
-    adjusted = [m for m in movements if m.fill.kind is not FillKind.FILL]
-    if len(adjusted) > _MOST_ADJUSTED_ROWS:
-        return []
-    readings = []
-    for reversed_ones in product((False, True), repeat=len(adjusted)):
-        taken_back = [m for m, back in zip(adjusted, reversed_ones, strict=True) if back]
-        read = _take_back(list(movements), taken_back)
-        if read is not None:
-            readings.append(_reading(question, read, balance))
-    return readings
-
-
-def _take_back(movements: list[Movement], rows: Sequence[Movement]) -> list[Movement] | None:
-    """Read ``rows`` with the opposite sign; None when that makes no sense for one of them.
-
-    A row that restates another one of its trade, taken back, cancels it. One that has nothing to
-    cancel moves the other way, unless it corrects a trade that is at hand: then it stands.
-    """
-    for row in rows:
-        at = next(i for i, m in enumerate(movements) if m is row)
-        related = [m for m in movements if m is not row and _same_trade(m, row)]
-        original = next((m for m in related if _restates(row, m)), None)
-        if original is not None:
-            movements = [m for m in movements if m is not row and m is not original]
-        elif related and row.fill.kind is not FillKind.REVERSAL:
-            return None
-        else:
-            movements[at] = replace(
-                row,
-                units=-row.units,
-                notional=-row.notional,
-                fee_value=None if row.fee_value is None else -row.fee_value,
-            )
-    return movements
-
-
-def _same_trade(one: Movement, other: Movement) -> bool:
-    return bool(one.fill.trade_id) and (one.fill.trade_id, one.fill.product_id) == (
-        other.fill.trade_id,
-        other.fill.product_id,
-    )
-
-
-def _restates(row: Movement, original: Movement) -> bool:
-    return row.units == original.units and row.notional == original.notional
-
-
-def _reading(question: Question, movements: Sequence[Movement], balance: Decimal) -> _Reading:
-    """Walk back from the balance."""
-    units, quoted = balance, 0
-    boundaries = {0, len(movements), *_boundaries(movements)}
-    points = []
-    for index in range(len(movements), -1, -1):
-        if index in boundaries:
-            points.append(_Point(index, units, question.increment * max(1, quoted)))
-        if index:
-            units -= movements[index - 1].units
-            quoted += movements[index - 1].fill.quoted
-    return _Reading(tuple(movements), tuple(reversed(points)))
-
-
-def _boundaries(movements: Sequence[Movement]) -> Iterator[int]:
-    """Indexes between instants, and not between the rows of an adjusted trade."""
-    inside: set[int] = set()
-    for movement in movements:
-        if movement.fill.kind is not FillKind.FILL:
-            rows = [i for i, other in enumerate(movements) if _same_trade(movement, other)]
-            if rows:
-                inside.update(range(rows[0] + 1, rows[-1] + 1))
-    for index, (before, after) in enumerate(pairwise(movements), 1):
-        if index not in inside and instant(before.fill) != instant(after.fill):
-            yield index
-
-
 # The state beside the fills
 
 
-def _matches(reading: _Reading, recorded: Recorded) -> list[_Point]:
+def _matches(reading: Reading, recorded: Recorded) -> list[Point]:
     """Points up to the time of the record where the fills imply what it says, oldest first."""
     return [
         point
-        for point in _points_until(reading, recorded.as_of)
+        for point in reading.until(recorded.as_of)
         if abs(point.units - recorded.units) <= point.eps
     ]
 
 
-def _points_until(reading: _Reading, instant: int | None) -> list[_Point]:
-    """Points up to an instant; the start of the window always is one."""
-    return [
-        point
-        for point in reading.points
-        if instant is None or (reading.time(point) or instant) <= instant
-    ]
-
-
-def _with_state(question: Question, finding: Finding, reading: _Reading) -> Finding:
+def _with_state(question: Question, finding: Finding, reading: Reading) -> Finding:
     """Say so where the recorded quantity is at no time what the fills imply."""
     recorded = question.recorded
     if recorded is None or _matches(reading, recorded):
         return finding
     stated_at = recorded.as_of if recorded.stated_at is None else recorded.stated_at
-    implied = (reading.start if stated_at is None else _points_until(reading, stated_at)[-1]).units
+    implied = (reading.start if stated_at is None else reading.until(stated_at)[-1]).units
     at = question.since if stated_at is None else stated_at
     finding = replace(finding, conflict=Conflict(recorded.units, implied, at))
     if question.strict:

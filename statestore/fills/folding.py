@@ -7,6 +7,9 @@ they are, all others by `movements_of` into a `Book`. That no identity comes twi
 to check, who gets the hashes of all.
 
 A range of a file but its first does not know what was held before it: see `_Guess`.
+
+It is long for a module because which way a row may go (the average, the book, a second reading) is
+kept by the fold, its accounts and their guesses together, in fields that all three of them set.
 """
 
 from __future__ import annotations
@@ -17,17 +20,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from statestore.fills.normalise import (
-    PlainRow,
-    PlainRows,
-    Skipped,
-    decode_json,
-    fill_from_row,
-    plain_rows,
-    trade_number,
-    widened,
-)
-from statestore.fills.replay import Average, Book, Position, movements_of, position_of
+from statestore.fills.average import Average
+from statestore.fills.book import Book, Position, position_of
+from statestore.fills.decoding import PlainRow, PlainRows, decode_json, plain_rows, widened
+from statestore.fills.movements import movements_of
+from statestore.fills.normalise import Skipped, fill_from_row, trade_number
 from statestore.fills.sources.recorded import is_fill
 from statestore.model import CASH, Fill, FillKind, Method, Row, Side, settled_in
 from statestore.times import format_instant, parse_instant

@@ -1,24 +1,26 @@
-"""What recorded fills alone say, as a document: the figures of each asset, and what proves them."""
+"""What recorded fills alone say, as a document: the figures of each asset, and what proves them.
+
+Exact numbers are numbers, and what is not known is null. Nothing is compared with a balance or a
+state, so a status here is what a rebuild without both would say. Pure.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
 from statestore.amounts import written
 from statestore.fills.archive import Archive
 from statestore.fills.folding import Replayed
-from statestore.model import Status
+from statestore.model import Rejected, Status
 from statestore.times import format_instant
 
 
 def document(archive: Archive) -> dict[str, Any]:
     """Return an archive as JSON has it; exact numbers are numbers."""
     return {
-        "fills_rejected": [
-            {"entry_id": one.entry_id, "origin": one.origin, "reason": one.reason}
-            for one in archive.rejected
-        ],
+        "fills_rejected": rejected(archive.rejected),
         "fills_skipped": dict(archive.skipped),
         "skipped_products": list(archive.skipped_products),
         "duplicates": archive.duplicates,
@@ -28,6 +30,11 @@ def document(archive: Archive) -> dict[str, Any]:
         "read_again": list(archive.read_again),
         "assets": {name: _asset(one) for name, one in archive.assets.items()},
     }
+
+
+def rejected(rows: Iterable[Rejected]) -> list[dict[str, str]]:
+    """Return rejected rows as every document has them."""
+    return [{"entry_id": row.entry_id, "origin": row.origin, "reason": row.reason} for row in rows]
 
 
 def _asset(one: Replayed) -> dict[str, Any]:

@@ -13,44 +13,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 from itertools import groupby
 
 from statestore.amounts import ZERO, exact, text
+from statestore.fills.book import Book, position_of, unknown_lot
 from statestore.fills.coverage import Finding
+from statestore.fills.movements import Movement
 from statestore.fills.normalise import instant
-from statestore.fills.replay import Book, Movement, unknown_lot
 from statestore.model import Method
-from statestore.repair.plan import running
-from statestore.times import NANOSECONDS, format_instant
+from statestore.repair.scales import CHARACTER, WIDTH, Scale, Tick, short, ticks_of, time_ticks
+from statestore.times import format_instant
 
-WIDTH, HEIGHT = 520, 322
+HEIGHT = 322
 _RIGHT = WIDTH - 14
 _PRICE = (24, 178)  # top and bottom of the panel
 _UNITS = (212, 282)
-
-# Room a character of an axis label takes where it is set largest, on a phone.
-_CHARACTER = 9
-_LONGEST_LABEL = 10
-
 _COLUMN = 2
 _MOST_MARKERS = 300
 _FEW_MARKERS = 60
 _FIRST_CELL = 3.0
-
-# A level farther from the rest than this many times their spread would flatten the picture.
-_FARTHEST = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Where a line of the grid goes, and what it says; ``below`` is a second line of text."""
-
-    at: str
-    label: str
-    below: str = ""
-    anchor: str = "middle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,36 +86,14 @@ def draw(finding: Finding, method: Method, recorded: Decimal | None) -> Chart | 
         return None
     notes: list[str] = []
     priced, currency = _priced(movements, notes)
-    times = _Scale.of_times(movements[0].fill.time, movements[-1].fill.time)
-    held = _steps(finding)
-    kept = _thinned(held, times)
-    entries = _entries(finding, method, kept, currency)
-    position = finding.position
-    price_at_the_end = position.entry_price if position.currency == currency else None
-    told = [(time, price) for time, price in entries if price is not None]
-    follows = _same(entries[-1][1], price_at_the_end)
-    if told and not follows:
-        told, entries = [], []
-    prices, entry_fits = _Scale.around(
-        [*(price for _, price, _ in priced), *(price for _, price in told)],
-        None if follows else price_at_the_end,
-        _PRICE,
-    )
-    if price_at_the_end is not None and not follows:
-        notes.append(
-            "The dashed line is the entry price at the end: the fills alone do not lead to it."
-            if entry_fits
-            else f"The entry price, {text(price_at_the_end)}, lies outside of the drawing."
-        )
-    units, recorded_fits = _Scale.around(
-        [ZERO, *(value for _, value in kept)], recorded, _UNITS, from_zero=True
-    )
-    if recorded is not None and not recorded_fits:
-        notes.append(f"The recorded quantity, {text(recorded)}, lies outside of the drawing.")
-    price_ticks = _ticks(prices, 4)
-    unit_ticks = _ticks(units, 3)
+    times = Scale.of_times(movements[0].fill.time, movements[-1].fill.time)
+    kept = _thinned(_steps(finding), times)
+    entries, prices, entry = _price_panel(finding, method, kept, priced, currency, notes)
+    units, recorded = _units_panel(kept, recorded, notes)
+    price_ticks = ticks_of(prices, 4)
+    unit_ticks = ticks_of(units, 3)
     longest = max(len(tick.label) for tick in (*price_ticks, *unit_ticks))
-    left = 12 + _CHARACTER * longest
+    left = 12 + CHARACTER * longest
     times = times.between(left + 8, _RIGHT - 8)
     bought, sold = (
         _spread([(times(at), prices(price)) for at, price, came_in in priced if came_in is way])
@@ -149,27 +109,67 @@ def draw(finding: Finding, method: Method, recorded: Decimal | None) -> Chart | 
         )
     line = _stepped([(times(at), units(value)) for at, value in kept], _RIGHT)
     return Chart(
-        left=_short(left),
+        left=short(left),
         currency=currency,
         began=format_instant(movements[0].fill.time),
         ended=format_instant(movements[-1].fill.time),
         bought=_triangles(bought, upwards=True, large=large),
         sold=_triangles(sold, upwards=False, large=large),
         entry=_broken([(times(at), p if p is None else prices(p)) for at, p in entries]),
-        entry_level=_short(prices(price_at_the_end))
-        if price_at_the_end is not None and not follows and entry_fits
-        else "",
+        entry_level="" if entry is None else short(prices(entry)),
         held=line,
-        area=f"{line}V{_short(units(ZERO))}H{_short(times(kept[0][0]))}Z",
-        recorded_level=_short(units(recorded)) if recorded is not None and recorded_fits else "",
-        zero=_short(units(ZERO)),
+        area=f"{line}V{short(units(ZERO))}H{short(times(kept[0][0]))}Z",
+        recorded_level="" if recorded is None else short(units(recorded)),
+        zero=short(units(ZERO)),
         prices=price_ticks,
         units=unit_ticks,
-        times=_time_ticks(times),
+        times=time_ticks(times),
         drawn=drawn,
         fills=len(priced),
         notes=tuple(notes),
     )
+
+
+def _price_panel(
+    finding: Finding,
+    method: Method,
+    kept: Sequence[tuple[int, Decimal]],
+    priced: Sequence[tuple[int, Decimal, bool]],
+    currency: str | None,
+    notes: list[str],
+) -> tuple[list[tuple[int, Decimal | None]], Scale, Decimal | None]:
+    """The average entry over time, the scale of prices, and the entry at the end if it is drawn."""
+    entries = _entries(finding, method, kept, currency)
+    position = finding.position
+    at_the_end = position.entry_price if position.currency == currency else None
+    told = [(time, price) for time, price in entries if price is not None]
+    follows = _same(entries[-1][1], at_the_end)
+    if told and not follows:
+        told, entries = [], []
+    scale, fits = Scale.around(
+        [*(price for _, price, _ in priced), *(price for _, price in told)],
+        None if follows else at_the_end,
+        _PRICE,
+    )
+    if at_the_end is None or follows:
+        return entries, scale, None
+    notes.append(
+        "The dashed line is the entry price at the end: the fills alone do not lead to it."
+        if fits
+        else f"The entry price, {text(at_the_end)}, lies outside of the drawing."
+    )
+    return entries, scale, at_the_end if fits else None
+
+
+def _units_panel(
+    kept: Sequence[tuple[int, Decimal]], recorded: Decimal | None, notes: list[str]
+) -> tuple[Scale, Decimal | None]:
+    """The scale of quantities, and the recorded one if it is drawn."""
+    values = [ZERO, *(value for _, value in kept)]
+    scale, fits = Scale.around(values, recorded, _UNITS, from_zero=True)
+    if recorded is not None and not fits:
+        notes.append(f"The recorded quantity, {text(recorded)}, lies outside of the drawing.")
+    return scale, recorded if fits else None
 
 
 def _priced(
@@ -197,12 +197,12 @@ def _priced(
 def _steps(finding: Finding) -> list[tuple[int, Decimal]]:
     """Units after each instant, what was held before the first one in front."""
     steps = [(finding.movements[0].fill.time, finding.opening)]
-    for movement, units in zip(finding.movements, running(finding), strict=True):
+    for movement, units in zip(finding.movements, finding.running(), strict=True):
         steps.append((movement.fill.time, units))
     return steps
 
 
-def _thinned(steps: Sequence[tuple[int, Decimal]], times: _Scale) -> list[tuple[int, Decimal]]:
+def _thinned(steps: Sequence[tuple[int, Decimal]], times: Scale) -> list[tuple[int, Decimal]]:
     """First, lowest, highest and last of each column of pixels."""
     scale = times.between(0, WIDTH)
     kept: list[tuple[int, Decimal]] = []
@@ -247,133 +247,15 @@ def _entries(
 
 
 def _entry_of(book: Book, currency: str | None) -> Decimal | None:
-    if currency is None or {lot.currency for lot in book.lots} != {currency}:
-        return None
-    if len(book.lots) == 1:
-        return book.lots[0].unit_cost
-    return sum((lot.share(lot.cost) for lot in book.lots), ZERO) / book.units
+    position = position_of(book)
+    return position.entry_price if position.currency == currency else None
 
 
 def _same(one: Decimal | None, other: Decimal | None) -> bool:
     return text(one) == text(other)
 
 
-# Scales, ticks and paths
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """From a value to a coordinate; the difference is taken before anything is rounded."""
-
-    low: Decimal
-    high: Decimal
-    start: float = 0.0
-    end: float = 1.0
-
-    def __call__(self, value: Decimal | int) -> float:
-        part = (value - self.low) / (self.high - self.low)
-        return self.start + float(part) * (self.end - self.start)
-
-    def between(self, start: float, end: float) -> _Scale:
-        return _Scale(self.low, self.high, start, end)
-
-    @classmethod
-    def of_times(cls, first: int, last: int) -> _Scale:
-        margin = (last - first) // 50 or 1800 * NANOSECONDS * (first == last) or 1
-        return cls(Decimal(first - margin), Decimal(last + margin))
-
-    @classmethod
-    def around(
-        cls,
-        values: Sequence[Decimal],
-        level: Decimal | None,
-        panel: tuple[int, int],
-        *,
-        from_zero: bool = False,
-    ) -> tuple[_Scale, bool]:
-        """A scale with room for all values, and for the level unless it is too far off."""
-        values = values or [ZERO if level is None else level]
-        low, high = min(values), max(values)
-        spread = (high - low) or abs(high) / 10 or Decimal(1)
-        fits = level is not None and low - _FARTHEST * spread < level < high + _FARTHEST * spread
-        if fits and level is not None:
-            low, high = min(low, level), max(high, level)
-        margin = ((high - low) or spread) / 10
-        bottom = low if from_zero and low == 0 else low - margin
-        top, foot = panel
-        return cls(bottom, high + margin, foot, top), fits
-
-
-def _ticks(scale: _Scale, most: int) -> tuple[Tick, ...]:
-    """At most a few round values."""
-    least = (scale.high - scale.low) / most
-    unit = Decimal(1).scaleb(least.adjusted())
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least)
-    value = (scale.low / step).to_integral_value(ROUND_CEILING) * step
-    ticks = []
-    while value <= scale.high:
-        ticks.append(Tick(_short(scale(value)), _label(value)))
-        value += step
-    return tuple(ticks)
-
-
-def _label(value: Decimal) -> str:
-    plain = text(value) or ""
-    return plain if len(plain) <= _LONGEST_LABEL else f"{value.normalize():E}"
-
-
-_SECOND, _MINUTE, _HOUR, _DAY = (NANOSECONDS * n for n in (1, 60, 3600, 86_400))
-_STEPS = (
-    *(factor * 10**power for power in range(9) for factor in (1, 2, 5)),
-    *(n * _SECOND for n in (1, 2, 5, 10, 15, 30)),
-    *(n * _MINUTE for n in (1, 2, 5, 10, 15, 30)),
-    *(n * _HOUR for n in (1, 2, 3, 6, 12)),
-    *(n * _DAY for n in (1, 2, 4, 7, 14)),
-)
-_MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240)
-
-
-def _time_ticks(scale: _Scale) -> tuple[Tick, ...]:
-    least = (scale.high - scale.low) / 4
-    step = next((step for step in _STEPS if step >= least), None)
-    if step is None:
-        months = next((n for n in _MONTHS if n * 30 * _DAY >= least), _MONTHS[-1])
-        return _month_ticks(scale, months)
-    first = -(-int(scale.low) // step) * step
-    ticks, former = [], ""
-    for time in range(first, int(scale.high) + 1, step):
-        day, clock = format_instant(time).rstrip("Z").split("T")
-        if step >= _DAY:
-            ticks.append(_time_tick(scale, time, day))
-        else:
-            clock = clock.removesuffix(":00") if step >= _MINUTE else clock
-            ticks.append(_time_tick(scale, time, clock, day if day != former else ""))
-            former = day
-    return tuple(ticks)
-
-
-def _month_ticks(scale: _Scale, months: int) -> tuple[Tick, ...]:
-    begin = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(scale.low) // NANOSECONDS)
-    count = begin.year * 12 + begin.month - 1
-    count = -(-(count + 1) // months) * months
-    ticks: list[Tick] = []
-    while True:
-        time = (datetime(count // 12, count % 12 + 1, 1, tzinfo=UTC) - _EPOCH).days * _DAY
-        if time > scale.high:
-            return tuple(ticks)
-        label = format_instant(time)
-        ticks.append(_time_tick(scale, time, label[:4] if months % 12 == 0 else label[:7]))
-        count += months
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _time_tick(scale: _Scale, time: int, label: str, below: str = "") -> Tick:
-    at = scale(time)
-    half = _CHARACTER * max(len(label), len(below)) / 2
-    anchor = "end" if at + half > WIDTH else "middle"
-    return Tick(_short(at), label, below, anchor)
+# Paths
 
 
 def _spread(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -394,7 +276,7 @@ def _triangles(points: Sequence[tuple[float, float]], *, upwards: bool, large: b
     """
     width, height = (6, 11) if large else (3, 6)
     base = f"l{width} {height}h-{2 * width}z" if upwards else f"l{width}-{height}h-{2 * width}z"
-    return "".join(f"M{_short(x)} {_short(y)}{base}" for x, y in points)
+    return "".join(f"M{short(x)} {short(y)}{base}" for x, y in points)
 
 
 def _one_a_cell(points: Sequence[tuple[float, float]], cell: float) -> list[tuple[float, float]]:
@@ -407,9 +289,9 @@ def _one_a_cell(points: Sequence[tuple[float, float]], cell: float) -> list[tupl
 def _stepped(points: Sequence[tuple[float, float]], end: float) -> str:
     """A line that holds each value until the next one."""
     (x, y), *rest = points
-    parts = [f"M{_short(x)} {_short(y)}"]
-    parts += [f"H{_short(x)}V{_short(y)}" for x, y in rest]
-    return "".join([*parts, f"H{_short(end)}"])
+    parts = [f"M{short(x)} {short(y)}"]
+    parts += [f"H{short(x)}V{short(y)}" for x, y in rest]
+    return "".join([*parts, f"H{short(end)}"])
 
 
 def _broken(points: Sequence[tuple[float, float | None]]) -> str:
@@ -418,11 +300,7 @@ def _broken(points: Sequence[tuple[float, float | None]]) -> str:
     ends = [*(x for x, _ in points), float(_RIGHT)][1:]
     for (x, y), end in zip(points, ends, strict=True):
         if y is not None:
-            parts.append(f"M{_short(x)} {_short(y)}" if begins else f"V{_short(y)}")
-            parts.append(f"H{_short(end)}")
+            parts.append(f"M{short(x)} {short(y)}" if begins else f"V{short(y)}")
+            parts.append(f"H{short(end)}")
         begins = y is None
     return "".join(parts)
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

@@ -34,9 +34,10 @@ from statestore.fills.partitions import Partition, replay_partition
 from statestore.fills.sources.pace import Pace
 from statestore.fills.told import document as archive_document
 from statestore.fills.told import status_of
+from statestore.repair.entries import QUANTITY_FIELDS, said
 from statestore.repair.fleet import Failure, Outcome, Result, Task, failure_of
 from statestore.repair.opening import Origin, clock_of, open_source
-from statestore.repair.plan import PROVEN, QUANTITY_FIELDS, Action, Change, Plan
+from statestore.repair.plan import PROVEN, Action, Change, Plan
 from statestore.repair.rebuild import (
     Applied,
     Options,
@@ -293,14 +294,13 @@ def _counts(plan: Plan) -> dict[str, int]:
 
 def _change(change: Change) -> dict[str, Any]:
     finding, before = change.finding, change.before or {}
-    recorded = (before[name] for name in QUANTITY_FIELDS if before.get(name) is not None)
     return {
         "asset": change.asset,
         "key": change.key,
         "action": change.action.value,
         "status": finding.status.value,
         "reason": finding.reason,
-        "quantity": {"before": _plain(next(recorded, None)), "after": text(finding.units)},
+        "quantity": {"before": _plain(said(before, QUANTITY_FIELDS)), "after": text(finding.units)},
         "entry_price": {
             "before": _plain(before.get("entry_price")),
             "after": text(finding.position.entry_price),

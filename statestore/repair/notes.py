@@ -1,4 +1,8 @@
-"""What the operator should know beside the plan: the warnings of a rebuild."""
+"""What the operator should know beside the plan: the warnings of a rebuild.
+
+A warning stops nothing by itself: what may be written is decided in `plan`, and what refuses all of
+it in `rebuild`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from statestore.amounts import exact, text
 from statestore.disk.store import StateMeta
 from statestore.fills.coverage import Finding
 from statestore.model import CASH, PEGS
-from statestore.repair.plan import Change, Entries, Warn
+from statestore.repair.entries import Entries
+from statestore.repair.plan import Change, Warn
 from statestore.repair.reading import Reading
 from statestore.times import format_instant
 

@@ -25,15 +25,8 @@ from statestore.errors import (
     StateStoreError,
     UsageError,
 )
-from statestore.repair.report import (
-    GENERATOR,
-    Outcome,
-    Report,
-    audit_line,
-    command_line,
-    render,
-    require_jinja2,
-)
+from statestore.repair.html import GENERATOR, require_jinja2
+from statestore.repair.report import Outcome, Report, audit_line, command_line, render
 from statestore.times import format_instant, now
 
 if TYPE_CHECKING:

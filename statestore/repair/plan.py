@@ -11,32 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from itertools import accumulate
 from typing import Any
 
-from statestore.amounts import ZERO, exact, json_type, parse_amount, text, written
-from statestore.fills.coverage import Finding, Recorded
+from statestore.amounts import ZERO, exact, written
+from statestore.fills.coverage import Finding
 from statestore.model import (
     Fill,
     Method,
     Product,
     Rejected,
     Status,
-    asset_of,
-    quote_of,
     settled_in,
 )
+from statestore.repair.entries import QUANTITY_FIELDS, Entries, recorded_of
 from statestore.repair.marks import dust_of, increment_of, mark_in_usd
 from statestore.repair.reading import Window
 from statestore.times import format_instant, parse_instant
 
 PROVEN = frozenset({Status.EXACT, Status.CARRIED, Status.ASSUMED})
 _CERTAIN_QUANTITY = frozenset({Status.PARTIAL, Status.UNEXPLAINED_OUTFLOW})
-
-# The names a quantity goes by in state files; all of them are kept in step.
-QUANTITY_FIELDS = ("quantity", "units", "base_qty", "total", "qty", "size")
-
-_MOST_PREVIEWED = 25
 
 
 class Action(StrEnum):
@@ -55,21 +48,6 @@ class Warn:
     message: str
     asset: str | None = None
     facts: Mapping[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """The positions of a state, found by asset.
-
-    Attributes:
-        by_key: the positions section as it is.
-        keys: asset -> the keys it is recorded under (one, if all is well).
-        foreign: keys that name no spot asset; left alone.
-    """
-
-    by_key: Mapping[str, Mapping[str, Any]]
-    keys: Mapping[str, tuple[str, ...]]
-    foreign: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,101 +133,6 @@ class Plan:
             else:
                 after[change.key] = change.after
         return after
-
-
-# What is no spot product although it has two parts.
-
-
-def read_entries(positions: object) -> Entries:
-    """Find out which asset each key of the positions section is about.
-
-    ``ETH``, ``ETH-USD``, ``eth/usd`` and ``ETH_USD`` are ETH. What is neither an asset nor a
-    pair of base and quote is foreign: left alone.
-
-    Raises:
-        ValueError: the section or an entry is not an object; the message begins with its path.
-    """
-    if not isinstance(positions, Mapping):
-        raise ValueError(
-            f"positions is {json_type(positions)}, expected an object of entries by product"
-        )
-    keys: dict[str, list[str]] = {}
-    foreign = []
-    for key, entry in positions.items():
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"positions.{key} is {json_type(entry)}, expected an object")
-        asset = asset_of(key)
-        if asset is None:
-            foreign.append(key)
-        else:
-            keys.setdefault(asset, []).append(key)
-    return Entries(
-        positions, {asset: tuple(found) for asset, found in keys.items()}, tuple(foreign)
-    )
-
-
-@exact
-def recorded_of(entry: Mapping[str, Any], key: str, saved_at: int | None) -> Recorded | None:
-    """Return what an entry says of its asset; None when it names no quantity.
-
-    Args:
-        entry: with exact numbers.
-        key: its key; the second part, if there is one, names the currency of the cost.
-        saved_at: when the state was saved; None when it does not say.
-
-    Raises:
-        ValueError: a number or a time in the entry is not one.
-    """
-    units = next((n for f in QUANTITY_FIELDS if (n := _number(entry, key, f)) is not None), None)
-    if units is None:
-        return None
-    side = str(entry.get("side", "BUY")).upper()
-    if side in ("SELL", "SHORT"):
-        units = -abs(units)
-    times = [_moment(entry, name) for name in ("last_updated", "last_fill_time")]
-    stated = [moment for moment in times if moment is not None]
-    known = [*stated, *([] if saved_at is None else [saved_at])]
-    return Recorded(
-        units=units,
-        cost=_recorded_cost(entry, key, units),
-        currency=settled_in(str(entry.get("cost_currency") or quote_of(key) or "USD")),
-        entry_price=_number(entry, key, "entry_price"),
-        fee_value=_number(entry, key, "fees_paid"),
-        opened_at=_moment(entry, "entry_time"),
-        as_of=max(known, default=None),
-        stated_at=stated[0] if stated else saved_at,
-    )
-
-
-def _recorded_cost(entry: Mapping[str, Any], key: str, units: Decimal) -> Decimal | None:
-    price = _number(entry, key, "entry_price")
-    if price is None or price <= 0:
-        return None
-    cost = abs(units) * price
-    value = _number(entry, key, "entry_value_usd")
-    # The value is what was really paid, the quantity the balance: off by the increments of sizes
-    # given in quote. A value that does not fit at all is of something else.
-    return value if value is not None and abs(value - cost) <= cost.scaleb(-6) else cost
-
-
-def _number(entry: Mapping[str, Any], key: str, name: str) -> Decimal | None:
-    value = entry.get(name)
-    if value is None:
-        return None
-    try:
-        return parse_amount(value)
-    except ValueError as error:
-        raise ValueError(f"positions.{key}.{name}: {error}") from error
-
-
-def _moment(entry: Mapping[str, Any], name: str) -> int | None:
-    value = entry.get(name)
-    if not isinstance(value, str):
-        return None
-    try:
-        return parse_instant(value)
-    except ValueError:
-        return None  # a bot's own format: no date is known, which is safe
 
 
 @exact
@@ -445,110 +328,3 @@ def _new_key(asset: str, finding: Finding, fills: Sequence[Fill], rules: Rules) 
     quotes = {settled_in(fill.quote) for fill in fills if fill.base == asset}
     currency = finding.position.currency
     return f"{asset}-{currency if currency in quotes else 'USD'}"
-
-
-@exact
-def running(finding: Finding) -> list[Decimal]:
-    """Return the units held after each movement.
-
-    They start at what was held before the first one; without a balance, at zero.
-    """
-    totals = accumulate((move.units for move in finding.movements), initial=finding.opening)
-    return list(totals)[1:]
-
-
-def document(
-    plan: Plan, *, dry_run: bool, state: Mapping[str, Any], positions: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the plan as the one JSON document on stdout (schema ``statestore.rebuild/1``).
-
-    Exact numbers are texts; inside of ``before`` and ``after`` they are numbers, since those are
-    entries of the state.
-
-    Args:
-        plan: what to show.
-        dry_run: whether nothing is going to be written.
-        state: path, revision, sha256 and backup of the state.
-        positions: the positions section before the change, for the preview.
-    """
-    evidence, window = plan.evidence, plan.window
-    result: dict[str, Any] = {
-        "schema": "statestore.rebuild/1",
-        "dry_run": dry_run,
-        "symbols_seen": evidence.products_seen,
-        "positions_updated": plan.count(Action.ADD, Action.UPDATE),
-        "positions_removed": plan.count(Action.REMOVE),
-        "positions_kept": plan.count(Action.KEEP),
-        "positions_unproven": len(plan.unproven),
-        "method": plan.method.value,
-        "source": evidence.source,
-        "portfolio": evidence.portfolio,
-        "window": {
-            "since": format_instant(window.since),
-            "until": format_instant(window.end),
-            "hours": _plain(window.hours),
-            "searched_hours": _plain(window.searched_hours),
-        },
-        "fills": {
-            "count": evidence.fills,
-            "pages": evidence.pages,
-            "complete": True,
-            "duplicates": evidence.duplicates,
-            "rejected": [
-                {"entry_id": row.entry_id, "origin": row.origin, "reason": row.reason}
-                for row in evidence.rejected
-            ],
-            "skipped": dict(evidence.skipped),
-        },
-        "changes": [_change(change) for change in plan.changes],
-        "unmanaged": list(plan.unmanaged),
-        "warnings": [warning_document(warning) for warning in plan.warnings],
-        "state": dict(state),
-    }
-    if dry_run:
-        result["state_preview"] = preview(plan.positions_after(positions))
-    return result
-
-
-def preview(positions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the positions section cut to whole positions, and how many were left out."""
-    shown = dict(list(positions.items())[:_MOST_PREVIEWED])
-    return {"positions": shown, "truncated": len(positions) - len(shown)}
-
-
-def _change(change: Change) -> dict[str, Any]:
-    finding, position, last = change.finding, change.finding.position, change.last_fill
-    return {
-        "asset": change.asset,
-        "key": change.key,
-        "action": change.action.value,
-        "status": finding.status.value,
-        "reason": finding.reason,
-        "quantity": text(finding.units),
-        "entry_price": text(position.entry_price),
-        "cost": text(position.cost),
-        "cost_currency": position.currency,
-        "break_even": text(position.break_even),
-        "realised": text(position.realised),
-        "realised_net": text(position.realised_net),
-        "fees": {currency: text(amount) for currency, amount in position.fees.items()},
-        "opened_at": None if position.opened_at is None else format_instant(position.opened_at),
-        "last_fill_price": None if last is None else text(last.price),
-        "last_fill_time": None if last is None else format_instant(last.time),
-        "usd": text(change.usd),
-        "mark_source": change.mark_source,
-        "unknown_units": text(position.unknown_units),
-        "fills": len(finding.movements),
-        "before": change.before,
-        "after": change.after,
-    }
-
-
-def warning_document(warning: Warn) -> dict[str, Any]:
-    """Return a warning as the documents on stdout have it."""
-    asset = {} if warning.asset is None else {"asset": warning.asset}
-    return {"code": warning.code, **asset, "message": warning.message, **warning.facts}
-
-
-def _plain(hours: Decimal) -> int | Decimal:
-    return int(hours) if hours == hours.to_integral_value() else round(hours, 6)

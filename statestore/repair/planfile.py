@@ -5,18 +5,15 @@ What is promised:
 * the file stands for itself: state, window, options, balances, products, program version, and for
   every position that would be written the fills its figures come from;
 * a plan that was damaged or edited is refused (``sha256`` covers all of it); one that was made up,
-  with a sum that is right, can be no worse than refused: whatever it holds is looked at first;
-* before a plan is applied, everything is read and computed again as of the plan's own time; unless
-  state, source, balances and fills are what they were, and the result is the same to the digit,
-  `PlanStale` names what changed. Prices are not read again: a mark that moved stops nothing.
+  with a sum that is right, can be no worse than refused: whatever it holds is looked at first.
 
-Balances count for the assets the plan answers for, fills for the whole window, to the present.
+Whether a plan may still be applied is for `staleness` to tell.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
@@ -26,14 +23,13 @@ from statestore import __version__
 from statestore.amounts import json_type, parse_amount, text
 from statestore.config import operator
 from statestore.disk.codec import to_json
-from statestore.disk.store import StateMeta
-from statestore.errors import Place, PlanStale, UsageError
-from statestore.fills.normalise import decode_json
-from statestore.fills.sources import FillSource
-from statestore.model import CASH, Balances, Batch, Fill, Method, Product
-from statestore.repair.plan import Action, Evidence, document
+from statestore.errors import Place, UsageError
+from statestore.fills.decoding import decode_json
+from statestore.model import CASH, Fill, Method, Product
+from statestore.repair.plan import Action
 from statestore.repair.reading import Window
 from statestore.repair.rebuild import Options, Proposal
+from statestore.repair.told import document
 from statestore.repair.trail import records_of
 from statestore.times import format_instant, now, parse_instant
 
@@ -142,8 +138,8 @@ def plan_file(proposal: Proposal, recorded: Mapping[str, Path | None]) -> bytes:
         "products": {
             product_id: _plain(asdict(product)) for product_id, product in proposal.products.items()
         },
-        "inputs": _inputs(proposal),
-        **_outcome(proposal),
+        "inputs": inputs_of(proposal),
+        **outcome_of(proposal),
         "evidence": _evidence(proposal),
     }
     return to_json({"schema": SCHEMA, "sha256": _sum(body), **body}) + b"\n"
@@ -253,129 +249,11 @@ def positions_after(saved: SavedPlan, before: Mapping[str, Any]) -> dict[str, An
     return after
 
 
-class AsPlanned:
-    """A `FillSource` that gives the products as the plan has them, and asks for all else anew."""
-
-    def __init__(self, source: FillSource, saved: SavedPlan) -> None:
-        self._source = source
-        self._saved = saved
-        self.name = source.name
-
-    def fills(self, since: int, until: int | None) -> Batch:
-        return self._source.fills(since, until)
-
-    def balances(self) -> Balances | None:
-        return self._source.balances()
-
-    def products(self, product_ids: Collection[str]) -> Mapping[str, Product]:
-        known = self._saved.products
-        return {name: known[name] for name in product_ids if name in known}
-
-
-def require_state(saved: SavedPlan, meta: StateMeta) -> None:
-    """Raise `PlanStale` unless the state is the one the plan was made for."""
-    planned = saved.body["state"]
-    if (meta.revision, meta.sha256) != (planned["revision"], planned["sha256"]):
-        by = f", saved at {meta.saved_at} for {meta.reason!r}" if meta.saved_at else ""
-        raise _stale(
-            saved,
-            [
-                f"the state {meta.state_path} is at revision {meta.revision} "
-                f"({meta.sha256[:12]}{by}), the plan is for revision {planned['revision']} "
-                f"({planned['sha256'][:12]})"
-            ],
-        )
-
-
-def require_same(saved: SavedPlan, proposal: Proposal) -> None:
-    """Raise `PlanStale` unless the proposal, computed just now, is the plan."""
-    require_state(saved, proposal.state.meta)
-    changed = [
-        *_changed_source(saved, proposal.plan.evidence),
-        *_changed_inputs(saved.body["inputs"], proposal, saved.window.read_at),
-    ]
-    changed = changed or list(_changed_outcome(saved.body, _as_read(_outcome(proposal))))
-    if changed:
-        raise _stale(saved, changed)
-
-
-def _stale(saved: SavedPlan, changed: Sequence[str]) -> PlanStale:
-    return PlanStale(
-        f"{saved.path} is stale, so nothing was written: {'; '.join(changed)}. "
-        "Make a new plan (--out), read it, and apply that"
-    )
-
-
-# What changed
-
-
-def _changed_source(saved: SavedPlan, evidence: Evidence) -> Iterator[str]:
-    for what, today in (("source", evidence.source), ("portfolio", evidence.portfolio)):
-        then = saved.body[what]
-        if then != today:
-            yield f"the {what} is {today}, the plan was made from {then}"
-
-
-def _changed_inputs(then: Mapping[str, Any], proposal: Proposal, planned_at: int) -> Iterator[str]:
-    today = _as_read(_inputs(proposal))
-    for asset in _both(then["balances"], today["balances"]):
-        old, new = then["balances"].get(asset), today["balances"].get(asset)
-        if old != new:
-            yield f"the balance of {asset} is {new or 'unknown'}, was {old or 'unknown'}"
-    for asset in _both(then["fills"], today["fills"]):
-        old, new = (side["fills"].get(asset) for side in (then, today))
-        if old != new:
-            yield _changed_fills(asset, old, new, proposal.reading.fills, planned_at)
-    if then["rejected"] != today["rejected"]:
-        yield f"{today['rejected']} fill row(s) cannot be read, were {then['rejected']}"
-
-
-def _changed_fills(
-    asset: str,
-    old: Mapping[str, Any] | None,
-    new: Mapping[str, Any] | None,
-    fills: Sequence[Fill],
-    planned_at: int,
-) -> str:
-    counts = f"{new['count'] if new else 0} fill(s) of {asset}, were {old['count'] if old else 0}"
-    later = [f for f in fills if f.time >= planned_at and asset in (f.base, f.quote)]
-    if later:
-        newest = later[-1]
-        counts += (
-            f" (the newest: {newest.side.value} {text(newest.units)} {newest.product_id} at "
-            f"{format_instant(newest.time)}, entry_id {newest.entry_id})"
-        )
-    elif old and new and old["count"] == new["count"]:
-        counts += ", not the same ones"
-    return counts
-
-
-def _changed_outcome(then: Mapping[str, Any], today: Mapping[str, Any]) -> Iterator[str]:
-    old, new = ({change["asset"]: change for change in side["changes"]} for side in (then, today))
-    for asset in _both(old, new):
-        before, after = old.get(asset), new.get(asset)
-        if before == after:
-            continue
-        if before is None or after is None:
-            yield f"{asset} is {'no longer' if after is None else 'now'} in scope"
-        elif before["status"] != after["status"]:
-            yield f"{asset} is {after['status']} ({after['reason']}), was {before['status']}"
-        else:
-            fields = [name for name in _both(before, after) if before.get(name) != after.get(name)]
-            yield (
-                f"{asset} is computed otherwise ({', '.join(fields)}), by version {__version__}; "
-                f"the plan was made by version {then['version']}"
-            )
-
-
-def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys([*one, *other]))
-
-
 # What stands in the file
 
 
-def _inputs(proposal: Proposal) -> dict[str, Any]:
+def inputs_of(proposal: Proposal) -> dict[str, Any]:
+    """Return what a proposal rests on: balances, and the fills of each asset by their digest."""
     reading = proposal.reading
     scope = [change.asset for change in proposal.plan.changes]
     balances = reading.balances
@@ -401,7 +279,8 @@ def _digest(fills: Sequence[Fill]) -> dict[str, Any]:
     return {"count": len(fills), "sha256": total.hexdigest()}
 
 
-def _outcome(proposal: Proposal) -> dict[str, Any]:
+def outcome_of(proposal: Proposal) -> dict[str, Any]:
+    """Return what of a proposal has to be the same when it is made again."""
     shown = document(proposal.plan, dry_run=True, state={}, positions=proposal.positions)
     names = ("method", "changes", "unmanaged", "warnings")
     return {name: shown[name] for name in names}
@@ -415,13 +294,6 @@ def _evidence(proposal: Proposal) -> dict[str, list[dict[str, Any]]]:
 
 def _sum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json(body)).hexdigest()
-
-
-def _as_read(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As it is once it has been a file, so that what is compared is of one kind."""
-    read = decode_json(to_json(value))
-    assert isinstance(read, dict)
-    return read
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,54 +1,36 @@
 """One page that explains a rebuild to everybody who was not there.
 
 `render` is a pure function from values to the text of an HTML file that needs nothing else: no
-script, no font, image or style from elsewhere, no link that leaves the page. Whatever comes from
-outside (names of products, fields of the state, reasons, paths) is escaped where it is put in, and
-characters that cannot be seen are shown by their number, so that a name cannot pretend to be
-another one. Numbers are the exact texts of the plan; a float in the text is an error.
+script, no font, image or style from elsewhere, no link that leaves the page. What the run came to
+is told here in sentences; what is shown of each position is in `cards`, and that nothing from
+outside can do harm in a page is for `html` to see to.
 
-Needs the extra ``report`` (jinja2), which is imported when it is used.
-
-It is long for a module because it is one page, told in the order in which it is read.
+The page about a fleet is `render_overview`. What either needs to be made from is given, nothing is
+read here.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from statestore.amounts import text
-from statestore.errors import UsageError
-from statestore.model import STATUS_MEANINGS, Status
-from statestore.repair.chart import Chart, draw
-from statestore.repair.plan import PROVEN, QUANTITY_FIELDS, Action, Change, Plan, Warn, running
+from statestore.repair.cards import accepted, card_of, recorded_text, same_number
+from statestore.repair.entries import QUANTITY_FIELDS
+from statestore.repair.html import count, page
+from statestore.repair.plan import Action, Change, Plan, Warn
 from statestore.times import format_instant
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 _T = TypeVar("_T")
 
-# How the first lines of a report read, by which it is known again.
-GENERATOR = '<meta name="generator" content="statestore report">'
-
-_MARKS = {
-    "product": "at the price the exchange gave",
-    "last_fill": "at the price of the last fill",
-    "none": "at cost",
-}
-
-_MOST_ROWS = 50
 _MOST_FINDINGS = 12
 _MOST_LISTED = 500
 _SHOWN_AT_ONCE = 5
-_LONGEST_VALUE = 400
 
 
 class Outcome(StrEnum):
@@ -104,17 +86,6 @@ class Report:
     error: str = ""
 
 
-def require_jinja2() -> None:
-    """Raise `UsageError` where `render` could not work."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "--report needs jinja2, which is not installed: pip install 'statestore[report]'; "
-            "nothing was read or written"
-        ) from error
-
-
 def command_line(*words: str) -> str:
     """Return a command as it is typed into a shell, whatever is in its words."""
     return shlex.join(words)
@@ -128,11 +99,10 @@ def audit_line(entry: Mapping[str, Any]) -> str:
 def render(report: Report) -> str:
     """Return the page."""
     plan = report.plan
-    cards = [_card(change, plan, number) for number, change in enumerate(_ordered(plan))]
+    cards = [card_of(change, plan, number) for number, change in enumerate(_ordered(plan))]
     cards = [card for card in cards if not _is_nothing(card.change)]
-    template = _environment().get_template("report.html.jinja")
-    page = template.render(
-        generator=_markup(GENERATOR),
+    return page(
+        "report.html.jinja",
         report=report,
         plan=plan,
         evidence=plan.evidence,
@@ -151,7 +121,6 @@ def render(report: Report) -> str:
         foreign=[warning.message for warning in plan.warnings if warning.code == "not_spot"],
         after=_AFTER[report.outcome],
     )
-    return f"{page.strip()}\n"
 
 
 def render_overview(told: Mapping[str, Any], *, at: str, by: str, version: str) -> str:
@@ -164,13 +133,12 @@ def render_overview(told: Mapping[str, Any], *, at: str, by: str, version: str) 
     counts = dict(told["counts"])
     total, amiss = counts.pop("accounts"), counts.pop("not_ok")
     counts.pop("ok")
-    headline = f"{_count(amiss, 'account')} of {total} not as expected" if amiss else "All well"
-    page = _environment().get_template("fleet.html.jinja")
-    text = page.render(
-        generator=_markup(GENERATOR),
+    headline = f"{count(amiss, 'account')} of {total} not as expected" if amiss else "All well"
+    return page(
+        "fleet.html.jinja",
         told=told,
         headline=headline,
-        counts=", ".join(f"{count} {name}" for name, count in counts.items()),
+        counts=", ".join(f"{times} {name}" for name, times in counts.items()),
         # Beside this page, so that the folder may be moved.
         pages={
             one["account"]: one["report"].rpartition("/")[2]
@@ -181,7 +149,6 @@ def render_overview(told: Mapping[str, Any], *, at: str, by: str, version: str) 
         by=by,
         version=version,
     )
-    return f"{text.strip()}\n"
 
 
 # What is said in words
@@ -191,14 +158,14 @@ def _headline(report: Report) -> str:
     plan = report.plan
     writes, unproven = len(plan.writes), len(plan.unproven)
     if report.outcome is Outcome.WRITTEN:
-        return f"{_count(writes, 'position')} repaired"
+        return f"{count(writes, 'position')} repaired"
     if report.outcome is Outcome.NOTHING:
         return "Nothing to repair"
     if report.outcome is Outcome.REFUSED:
         return "Refused: nothing was written"
     if report.outcome is Outcome.FAILED:
         return "The run ended with an error"
-    found = [f"{_count(writes, 'position')} to repair"] if writes else []
+    found = [f"{count(writes, 'position')} to repair"] if writes else []
     found += [f"{unproven} not proven"] if unproven else []
     found += ["fills that cannot be read"] if plan.evidence.rejected else []
     return ", ".join(found) if found else "Nothing to repair"
@@ -240,7 +207,7 @@ def _stopping(report: Report) -> Iterator[str]:
     plan = report.plan
     if plan.evidence.rejected:
         yield (
-            f"{_count(len(plan.evidence.rejected), 'row')} of fills cannot be read for certain, "
+            f"{count(len(plan.evidence.rejected), 'row')} of fills cannot be read for certain, "
             "so nothing is written."
         )
     if plan.unproven:
@@ -264,7 +231,7 @@ def _done(plan: Plan) -> str:
         (plan.count(Action.ADD), "added"),
         (plan.count(Action.REMOVE), "removed"),
     ]
-    parts = [f"{count} {word}" for count, word in counts if count]
+    parts = [f"{changes} {word}" for changes, word in counts if changes]
     first, *others = parts or ["none changed"]
     number, _, word = first.partition(" ")
     noun = "position" if number == "1" else "positions"
@@ -279,17 +246,17 @@ def _wrong(plan: Plan) -> tuple[list[str], int]:
 
 def _difference(change: Change) -> str:
     finding = change.finding
-    recorded, held = _recorded(change.before, QUANTITY_FIELDS), text(finding.units)
+    recorded, held = recorded_text(change.before, QUANTITY_FIELDS), text(finding.units)
     entry = text(finding.position.entry_price) or "unknown"
     if change.action is Action.ADD:
         return f"{change.key} was not recorded; {held} {change.asset} are held, at {entry}."
     if change.action is Action.REMOVE:
         what = f"{held} {change.asset}, too little to be a position," if finding.units else "none"
         return f"{change.key} was recorded with {recorded or 'no quantity'}; {what} is held."
-    if not _equal(recorded, held):
+    if not same_number(recorded, held):
         return f"{change.key} was recorded with {recorded or 'no quantity'}; {held} are held."
-    before = _recorded(change.before, ("entry_price",))
-    if not _equal(before, text(finding.position.entry_price)):
+    before = recorded_text(change.before, ("entry_price",))
+    if not same_number(before, text(finding.position.entry_price)):
         return (
             f"{change.key}: the quantity {held} is right; the entry price was recorded as "
             f"{before or 'unknown'} and is {entry}."
@@ -310,10 +277,6 @@ def _grouped(warnings: Sequence[Warn]) -> list[tuple[Sequence[Warn], int]]:
     for warning in warnings:
         groups.setdefault(warning.code, []).append(warning)
     return [_first(group) for group in groups.values()]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -337,8 +300,6 @@ def _hours(hours: Decimal) -> str:
     return text(round(hours, 2)) or ""
 
 
-# Each position
-
 _AFTER = {
     Outcome.PREVIEW: "After, if applied",
     Outcome.WRITTEN: "After",
@@ -348,279 +309,14 @@ _AFTER = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One row of before and after; None is unknown (after) or not recorded (before)."""
-
-    name: str
-    before: str | None
-    after: str | None
-    unit: str = ""
-    remark: str = ""
-
-    @property
-    def changed(self) -> bool:
-        return not _equal(self.before, self.after)
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of an entry of the state; None where there is none."""
-
-    name: str
-    before: str | None
-    after: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A position as it is shown.
-
-    Attributes:
-        anchor: its name in the page, made by us.
-        doubt: units no fill explains, in words; empty if there are none.
-        rows: of fills, oldest first; ``skipped`` of them are left out after the first half.
-    """
-
-    change: Change
-    anchor: str
-    meaning: str
-    accepted: bool
-    figures: tuple[Figure, ...]
-    more: tuple[tuple[str, str], ...]
-    doubt: str
-    fields: tuple[Field, ...]
-    chart: Chart | None
-    recorded: str | None
-    rows: tuple[tuple[str, ...], ...]
-    fills: int
-    skipped: int
-
-
 def _ordered(plan: Plan) -> list[Change]:
     """Unproven first, then what changes, what is accepted before what is proven; then the rest."""
     return sorted(
         plan.changes,
-        key=lambda change: (change.allowed, not change.writes, not _accepted(change)),
+        key=lambda change: (change.allowed, not change.writes, not accepted(change)),
     )
 
 
 def _is_nothing(change: Change) -> bool:
     """Neither recorded nor to be: an asset that was filled and is gone again."""
     return change.allowed and change.action is Action.NONE
-
-
-def _accepted(change: Change) -> bool:
-    """Whether it is written because the operator said so."""
-    return change.allowed and change.finding.status not in {*PROVEN, Status.DUST}
-
-
-def _card(change: Change, plan: Plan, number: int) -> Card:
-    finding = change.finding
-    shown = change.writes or not change.allowed
-    rows, skipped = _rows(change) if shown else ((), 0)
-    quantity = _recorded(change.before, QUANTITY_FIELDS)
-    return Card(
-        change=change,
-        anchor=f"p{number}",
-        meaning=STATUS_MEANINGS[finding.status],
-        accepted=_accepted(change),
-        figures=tuple(_figures(change)),
-        more=tuple(_more(change)),
-        doubt=_doubt(change),
-        fields=tuple(_fields(change)) if change.writes else (),
-        chart=draw(finding, plan.method, _decimal(quantity)) if shown else None,
-        recorded=quantity,
-        rows=rows,
-        fills=len(finding.movements),
-        skipped=skipped,
-    )
-
-
-def _figures(change: Change) -> Iterator[Figure]:
-    position, currency = change.finding.position, change.finding.position.currency or ""
-    keeps = change.allowed and change.action is Action.KEEP
-    names = (
-        ("Quantity", QUANTITY_FIELDS, text(change.finding.units), change.asset, ""),
-        ("Entry price", ("entry_price",), text(position.entry_price), currency, ""),
-        (
-            "Cost",
-            ("entry_value_usd",),
-            text(position.cost) if currency or not change.finding.units else None,
-            currency,
-            "of the units whose cost is known" if position.unknown_units else "",
-        ),
-        (
-            "Exposure",
-            ("usd_value", "usd"),
-            text(change.usd),
-            "USD",
-            _MARKS[change.mark_source] if change.usd else "",
-        ),
-    )
-    gone = change.action is Action.REMOVE
-    for name, fields, found, unit, remark in names:
-        before = _recorded(change.before, fields)
-        if gone or (found is None and not change.finding.units):
-            yield Figure(name, before, found if name == "Quantity" else "", unit)
-        elif keeps:
-            yield Figure(name, before, before, unit)
-        elif found is None:
-            yield Figure(name, before, None)
-        else:
-            yield Figure(name, before, found, unit, remark)
-
-
-def _more(change: Change) -> Iterator[tuple[str, str]]:
-    """Further figures of what is held, those that are known."""
-    position = change.finding.position
-    currency = position.currency or ""
-    paid = {movement.currency for movement in change.finding.movements}
-    realised_in = paid.pop() if len(paid) == 1 else ""
-    fees = ", ".join(f"{text(amount)} {name}" for name, amount in position.fees.items())
-    figures = (
-        ("Break even, fees included", text(position.break_even), currency),
-        ("Fees of what is held", fees or None, ""),
-        ("Realised, before fees", text(position.realised or None), realised_in),
-        ("Realised, after fees", text(position.realised_net or None), realised_in),
-        (
-            "Held since",
-            None if position.opened_at is None else format_instant(position.opened_at),
-            "",
-        ),
-    )
-    for name, value, unit in figures:
-        if value is not None and (change.writes or not change.allowed):
-            yield name, f"{value} {unit}".strip()
-
-
-def _doubt(change: Change) -> str:
-    position = change.finding.position
-    if position.unknown_units:
-        return f"{text(position.unknown_units)} {change.asset} at unknown cost"
-    return ""
-
-
-def _fields(change: Change) -> Iterator[Field]:
-    before, after = change.before or {}, change.after or {}
-    for name in dict.fromkeys([*before, *after]):
-        yield Field(
-            str(name),
-            _value(before[name]) if name in before else None,
-            _value(after[name]) if name in after else None,
-        )
-
-
-def _rows(change: Change) -> tuple[tuple[tuple[str, ...], ...], int]:
-    """The fills: the first and the last of them, and how many lie between."""
-    finding = change.finding
-    all_of_them = list(zip(finding.movements, running(finding), strict=True))
-    skipped = max(0, len(all_of_them) - 2 * _MOST_ROWS)
-    chosen = all_of_them[:_MOST_ROWS] + all_of_them[_MOST_ROWS + skipped :]
-    rows = tuple(
-        (
-            format_instant(movement.fill.time),
-            "▲" if movement.units > 0 else "▼",
-            movement.fill.side.value,
-            movement.fill.product_id,
-            text(movement.fill.price) or "",
-            text(movement.units) or "",
-            text(units) or "",
-            f"{text(movement.fill.commission)} {movement.fill.commission_currency}",
-            movement.fill.entry_id,
-        )
-        for movement, units in chosen
-    )
-    return rows, skipped
-
-
-def _recorded(entry: Mapping[str, Any] | None, names: Sequence[str]) -> str | None:
-    """What an entry says under the first of the names that it has."""
-    value = next((entry[name] for name in names if entry and entry.get(name) is not None), None)
-    return None if value is None else _value(value)
-
-
-def _value(value: object) -> str:
-    """A value of the state as it stands there, if it is not too long."""
-    if isinstance(value, Decimal):
-        exponent = value.as_tuple().exponent
-        plain = isinstance(exponent, int) and -60 <= exponent <= 60
-        shown = format(value, "f") if plain else str(value)
-    elif isinstance(value, str):
-        shown = value
-    else:
-        shown = json.dumps(value, default=str, ensure_ascii=False)
-    if len(shown) <= _LONGEST_VALUE:
-        return shown
-    return f"{shown[:_LONGEST_VALUE]}… ({len(shown)} characters)"
-
-
-def _decimal(shown: str | None) -> Decimal | None:
-    try:
-        return None if shown is None else Decimal(shown)
-    except ArithmeticError:
-        return None
-
-
-def _equal(one: str | None, other: str | None) -> bool:
-    """Whether two figures are the same number, in whatever notation."""
-    return one == other or (_decimal(one) is not None and _decimal(one) == _decimal(other))
-
-
-# Into HTML
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        autoescape=True,
-        finalize=_shown,
-        loader=PackageLoader("statestore.repair"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = _plain
-    environment.filters["times"] = _count
-    return environment
-
-
-def _markup(trusted: str) -> Markup:
-    from markupsafe import Markup
-
-    return Markup(trusted)
-
-
-def _shown(value: object) -> object:
-    """Every value on its way into the page: a text or a count, its unseen characters made seen.
-
-    A text that runs from right to left is kept from turning around what stands beside it.
-    """
-    from markupsafe import Markup, escape
-
-    if isinstance(value, Markup):
-        return value
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise TypeError(f"a {type(value).__name__} has no place in a report: {value!r:.80}")
-    shown = str(value)
-    if shown.isascii() and shown.isprintable():
-        return shown
-    pieces = [
-        escape(c) if c.isprintable() else Markup('<span class="unseen">{}</span>').format(_code(c))
-        for c in shown
-    ]
-    page = Markup("").join(pieces)
-    right_to_left = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown)
-    return Markup("<bdi>{}</bdi>").format(page) if right_to_left else page
-
-
-def _plain(value: object) -> Markup:
-    """The same for an attribute or a title, where there can be no elements."""
-    from markupsafe import escape
-
-    return escape("".join(c if c.isprintable() else f"[{_code(c)}]" for c in str(value)))
-
-
-def _code(character: str) -> str:
-    return f"U+{ord(character):04X}"

@@ -17,11 +17,11 @@ from statestore.amounts import ZERO, exact, text
 from statestore.disk.store import State
 from statestore.errors import IncompleteRead, Place, StateInvalid, UsageError
 from statestore.fills.coverage import Finding, Question, Recorded, explain
-from statestore.fills.replay import movements_of
+from statestore.fills.movements import movements_of
 from statestore.fills.sources import FillSource
 from statestore.model import CASH, Method, Product, Side, Status, quote_of, settled_in
+from statestore.repair.entries import Entries, read_entries, recorded_of
 from statestore.repair.marks import dust_of, increment_of, products_needed
-from statestore.repair.plan import Entries, read_entries, recorded_of
 from statestore.repair.reading import (
     ALL_HISTORY_HOURS,
     ATTEMPTS,

@@ -14,10 +14,12 @@ from decimal import Decimal
 from typing import Any
 
 from statestore.amounts import exact, text
+from statestore.fills.book import Position, unknown_lot
 from statestore.fills.coverage import Finding
-from statestore.fills.replay import Movement, Position, replay_each, unknown_lot
+from statestore.fills.movements import Movement
+from statestore.fills.replay import replay_each
 from statestore.model import Method, Status
-from statestore.repair.plan import Change, Plan, running
+from statestore.repair.plan import Change, Plan
 from statestore.times import format_instant
 
 
@@ -49,7 +51,7 @@ def steps_of(finding: Finding, method: Method) -> list[Step]:
     movements, begins = finding.movements, finding.begins
     increment = finding.increment
     before = unknown_lot(finding.opening) if finding.opening > increment else None
-    totals = [finding.opening, *running(finding)]
+    totals = [finding.opening, *finding.running()]
     quoted = sum(movement.fill.quoted for movement in movements)
     # Units left without a fill before what is open now: of that time, only the quantity is known.
     below = min(totals[: begins + 1]) < -increment * max(1, quoted)

@@ -32,21 +32,15 @@ from typing import Any
 from statestore.amounts import ZERO, exact, text
 from statestore.disk.store import StateStore
 from statestore.fills.coverage import Recorded
-from statestore.fills.replay import Movement, movements_of
+from statestore.fills.movements import Movement, movements_of
 from statestore.fills.sources import FillSource
+from statestore.fills.told import rejected
 from statestore.model import Fill, Status
+from statestore.repair.entries import QUANTITY_FIELDS, read_entries, recorded_of
 from statestore.repair.marks import increment_of
-from statestore.repair.plan import (
-    PROVEN,
-    QUANTITY_FIELDS,
-    Action,
-    Change,
-    Warn,
-    read_entries,
-    recorded_of,
-    warning_document,
-)
+from statestore.repair.plan import PROVEN, Action, Change, Warn
 from statestore.repair.rebuild import Options, Proposal, propose
+from statestore.repair.told import warning_document
 from statestore.times import NANOSECONDS, format_instant, now, parse_instant
 
 GRACE_SECONDS = Decimal(10)
@@ -349,10 +343,7 @@ def document(verification: Verification) -> dict[str, Any]:
             "until": format_instant(plan.window.end),
         },
         "positions": [_position(judged) for judged in verification.positions],
-        "rejected": [
-            {"entry_id": row.entry_id, "origin": row.origin, "reason": row.reason}
-            for row in plan.evidence.rejected
-        ],
+        "rejected": rejected(plan.evidence.rejected),
         "unmanaged": list(plan.unmanaged),
         "warnings": [warning_document(warning) for warning in plan.warnings],
     }

@@ -10,14 +10,13 @@ What is promised:
   that a minute in which nothing was traded is asked for once and not at every start.
 * No more than `bars.MAX_BARS` of a symbol and timeframe are kept, the newest.
 
-Rollback journal and ``synchronous=FULL``, for the reasons that `fills.ledger` gives. Each call has
-a connection of its own, so threads and processes may share the file.
+Rollback journal and ``synchronous=FULL``, for the reasons that `fills.ledger_file` gives. Each call
+has a connection of its own, so threads and processes may share the file.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
@@ -25,10 +24,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from statestore import caches
 from statestore.amounts import parse_amount
 from statestore.errors import BarsFailed
 from statestore.runtime.bars import MAX_BARS, Bar, Span, interval
-from statestore.times import format_instant, now
+from statestore.times import format_instant
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +36,6 @@ T = TypeVar("T")
 
 _APPLICATION = 0x62617273  # "bars", so that no other program's database is taken for one of ours
 _VERSION = 1
-_LOCKED_FOR = 10.0  # seconds another process may hold the file
-_NEW_FILE_MODE = 0o600
-_LONGEST_ROW = 1 << 20
-_DAMAGED = {
-    sqlite3.SQLITE_ERROR,  # our statements are constant: a table or a column is not there
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_NOTADB,
-}
-_COMPANIONS = ("-journal", "-wal", "-shm")
 
 _SCHEMA = (
     # ts: nanoseconds. o to v: decimals as text; v NULL where it is not known.
@@ -234,7 +224,7 @@ class BarStore:
                 return self._opened(action)
             except (_Damaged, sqlite3.DatabaseError) as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-                if anew or code not in _DAMAGED:
+                if anew or code not in caches.DAMAGED:
                     raise BarsFailed(
                         self.path, f"the bar store {self.path} cannot be used: {error}"
                     ) from error
@@ -248,16 +238,13 @@ class BarStore:
     def _made(self) -> int:
         """Make the file where there is none; return which file it is."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _NEW_FILE_MODE))
+        caches.make(self.path)
         if not self.path.is_file():
             raise BarsFailed(self.path, f"the bar store {self.path} is no regular file")
         return self.path.stat().st_ino
 
     def _opened(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        store = sqlite3.connect(self.path, timeout=_LOCKED_FOR, isolation_level=None)
-        with closing(store):
-            store.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW)
+        with closing(caches.connect(self.path, "rwc")) as store:
             store.execute("PRAGMA trusted_schema = OFF")  # what others put there is not run
             store.execute("PRAGMA journal_mode = DELETE")
             store.execute("PRAGMA synchronous = FULL")
@@ -299,11 +286,8 @@ class BarStore:
         with suppress(FileNotFoundError):
             if self.path.stat().st_ino != opened:
                 return  # somebody else was faster, and this is a new one
-        stamp = format_instant(now()).replace("-", "").replace(":", "").replace(".", "")
-        target = self.path.with_name(f"{self.path.name}.corrupt-{stamp}")
-        for suffix in _COMPANIONS:
-            with suppress(FileNotFoundError):
-                self.path.with_name(self.path.name + suffix).rename(f"{target}{suffix}")
+        target = caches.aside(self.path)
+        caches.move_companions(self.path, target)
         with suppress(FileNotFoundError):
             self.path.rename(target)
         self._aside = target

@@ -11,7 +11,7 @@ the rows they speak of.
 
 A report of the exchange says how much is filled in all, never how much more: the difference to
 what the order's row holds is what is booked, so the same report twice books nothing twice.
-Average cost is that of `statestore.fills.replay`; a short is a long with its sides exchanged.
+Average cost is that of `statestore.fills.average`; a short is a long with its sides exchanged.
 
 One module, because one report is all of it at once: it moves the order, changes the position, and
 withdraws or shrinks the orders that protect it, of which no more may be due than is left.
@@ -26,7 +26,8 @@ from decimal import Decimal
 
 from statestore.amounts import ZERO, exact, written
 from statestore.errors import IllegalMove
-from statestore.fills.replay import Average, position_of
+from statestore.fills.average import Average
+from statestore.fills.book import position_of
 from statestore.model import (
     ExchangeOrder,
     Order,

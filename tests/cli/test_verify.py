@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from statestore.disk.store import StateStore
-from statestore.fills.normalise import decode_json
-from statestore.fills.sources import coinbase_client
+from statestore.fills.decoding import decode_json
+from statestore.fills.sources import coinbase_client, coinbase_reader
 from statestore.simulated import UNAVAILABLE, Request, SimulatedExchange, fill
 from statestore.times import NANOSECONDS, format_instant, now
 from tests.cli.conftest import Run
@@ -121,7 +121,7 @@ class Wire:
         query = {name: [str(value)] for name, value in (params or {}).items()}
         fault, answer = self.exchange._answer(Request("GET", url_path, query, signed=True), "")
         if answer is None:
-            raise coinbase_client._Refused(f"HTTP {fault.status}", fault.status)
+            raise coinbase_client.Refused(f"HTTP {fault.status}", fault.status)
         document = decode_json(json.dumps(answer).encode())
         assert isinstance(document, dict)
         return document
@@ -138,7 +138,7 @@ def verify(
     for name, value in fake_exchange.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(fake_exchange, "_problem_with", lambda *_: "")
-    monkeypatch.setattr(coinbase_client, "read_only_client", lambda *_, **__: Wire(fake_exchange))
+    monkeypatch.setattr(coinbase_reader, "read_only_client", lambda *_, **__: Wire(fake_exchange))
     pass_at_once(monkeypatch)
     monkeypatch.setattr("statestore.cli.verify._wait", lambda _: None)
     return lambda *arguments: statestore("verify", "--state", state_file, "--exit-code", *arguments)

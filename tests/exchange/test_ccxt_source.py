@@ -29,7 +29,8 @@ from statestore.fills.sources import ReadOnlyViolation
 from statestore.fills.sources.ccxt import CcxtSource, _payload
 from statestore.fills.sources.ccxt_client import read_only_client
 from statestore.fills.sources.slices import Progress
-from statestore.fills.sources.venues import VENUES, spans
+from statestore.fills.sources.venues import VENUES
+from statestore.fills.sources.venues.terms import spans
 from statestore.model import Batch, Fill, Normalised, Row
 from statestore.times import parse_instant
 from tests.exchange.venue_server import Reply, Request, VenueServer, keys_for, serving

@@ -102,7 +102,7 @@ def small_blocks(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive, "_BLOCK", size)
         patch.setattr("statestore.fills.folding._SURE_AFTER", 2)
-        patch.setattr("statestore.fills.replay._MOST_STEPS", 3)
+        patch.setattr("statestore.fills.average._MOST_STEPS", 3)
         yield
 
 

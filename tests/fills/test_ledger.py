@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestore.errors import ExchangeError
+from statestore.fills.decoding import decode_json, encode_json
 from statestore.fills.ledger import SETTLED, LedgerSource
-from statestore.fills.normalise import decode_json, encode_json, normalise
+from statestore.fills.normalise import normalise
 from statestore.model import Balances, Batch, Normalised, Product, Row
 from statestore.simulated import fill, fills
 from statestore.times import NANOSECONDS, format_instant, parse_instant
@@ -245,7 +246,7 @@ def test_a_range_from_the_future_is_not_believed(read: Reader, exchange: Exchang
     future = time.time_ns() + 24 * HOUR
     source = read.source()
     with sqlite3.connect(read.path) as ledger:
-        seal = source._digest(f"{START} {future}")
+        seal = source._file._digest(f"{START} {future}")
         ledger.execute("UPDATE proven SET until = ?, digest = ?", (future, seal))
     ledger.close()
     exchange.asked.clear()
@@ -687,7 +688,7 @@ def test_what_cannot_be_a_ledger_is_done_without(read: Reader, what: str) -> Non
 def test_a_ledger_that_others_hold_is_done_without(
     read: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statestore.fills.ledger._LOCKED_FOR", 0.01)
+    monkeypatch.setattr("statestore.caches._LOCKED_FOR", 0.01)
     read()
     holder = sqlite3.connect(read.path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")

@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from statestore.errors import IncompleteRead
-from statestore.fills.normalise import (
-    balances_of,
-    decode_json,
-    fill_from_row,
-    implausible_fees,
-    normalise,
-)
+from statestore.fills.decoding import decode_json
+from statestore.fills.normalise import balances_of, fill_from_row, implausible_fees, normalise
 from statestore.model import Batch, FillKind, Row, Side
 from statestore.simulated import fill, fills
 

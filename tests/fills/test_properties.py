@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from statestore.amounts import written
 from statestore.fills.coverage import Question, explain
-from statestore.fills.replay import Movement, movements_of, replay
+from statestore.fills.movements import Movement, movements_of
+from statestore.fills.replay import replay
 from statestore.model import Fill, Method, Side, Status
 
 EPS = Decimal("1E-8")

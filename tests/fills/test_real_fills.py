@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from statestore.amounts import written
+from statestore.fills.book import Position
+from statestore.fills.movements import movements_of
 from statestore.fills.normalise import implausible_fees, normalise
-from statestore.fills.replay import Position, movements_of, replay
+from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import read_fills
 from statestore.model import Fill, Method
 from statestore.times import parse_instant

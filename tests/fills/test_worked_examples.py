@@ -9,8 +9,8 @@ import pytest
 
 from statestore.amounts import text
 from statestore.fills.coverage import Finding, Question, Recorded, explain
+from statestore.fills.movements import movements_of
 from statestore.fills.normalise import normalise
-from statestore.fills.replay import movements_of
 from statestore.model import Batch, Method, Row, Status
 from statestore.simulated import fills
 from statestore.times import parse_instant

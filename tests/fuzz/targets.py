@@ -34,17 +34,19 @@ from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import StateInvalid, StateStoreError
 from statestore.fills.archive import Archive, replay_archive, replay_fills
+from statestore.fills.decoding import decode_json
 from statestore.fills.folding import Rules
 from statestore.fills.ledger import LedgerSource
 from statestore.fills.normalise import normalise
-from statestore.fills.sources import coinbase, coinbase_client
+from statestore.fills.sources import coinbase, coinbase_client, coinbase_reader
 from statestore.fills.sources.recorded import read_balances, read_fills
 from statestore.model import Balances, Batch, Product, Row
-from statestore.repair import planfile
+from statestore.repair import planfile, staleness
+from statestore.repair.entries import read_entries, recorded_of
 from statestore.repair.outcome import _why
-from statestore.repair.plan import document, read_entries, recorded_of
 from statestore.repair.rebuild import Options, Proposal, propose
 from statestore.repair.report import Outcome, Report, render
+from statestore.repair.told import document
 from statestore.repair.trail import fill_trail
 from statestore.runtime import envelope
 from statestore.runtime.legacy import read_legacy
@@ -300,8 +302,8 @@ class Answers:
         response.raw = io.BytesIO(self.bodies.pop(0) if self.bodies else b"{}")
         try:
             return coinbase_client._answer(response)
-        except coinbase_client._Refused as refused:
-            raise coinbase_client._explained(refused, "exchange.test", path, 1, "") from None
+        except coinbase_client.Refused as refused:
+            raise coinbase_reader._explained(refused, "exchange.test", path, 1, "") from None
 
 
 def answers(data: bytes, folder: Path) -> None:
@@ -423,11 +425,11 @@ def plan(data: bytes, folder: Path) -> None:
             continue
         with suppress(StateStoreError):
             proposal = _proposal(folder)
-            planfile.require_state(saved, proposal.state.meta)
+            staleness.require_state(saved, proposal.state.meta)
         with suppress(StateStoreError):
-            planfile.require_same(saved, proposal)
+            staleness.require_same(saved, proposal)
         planfile.positions_after(saved, {})
-        planfile.AsPlanned(Hostile({}), saved).products(["BTC-USD"])
+        staleness.AsPlanned(Hostile({}), saved).products(["BTC-USD"])
 
 
 def _proposal(folder: Path) -> Proposal:
@@ -490,7 +492,7 @@ def _edited(good: bytes, data: bytes) -> bytes:
         holder[key] = deepcopy(_HOSTILE[third % len(_HOSTILE)])
     body = {name: value for name, value in document.items() if name not in ("schema", "sha256")}
     with suppress(ValueError):
-        document["sha256"] = planfile._sum(planfile.decode_json(codec.to_json(body)))  # type: ignore[arg-type]
+        document["sha256"] = planfile._sum(decode_json(codec.to_json(body)))  # type: ignore[arg-type]
     with suppress(ValueError):
         return codec.to_json(document)
     return good

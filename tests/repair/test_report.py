@@ -23,15 +23,16 @@ import pytest
 
 from statestore.disk.store import StateStore
 from statestore.fills.coverage import Finding
+from statestore.fills.movements import movements_of
 from statestore.fills.normalise import normalise
-from statestore.fills.replay import movements_of, replay
+from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import RecordedFills
 from statestore.model import STATUS_MEANINGS, Batch, Method, Row, Status
 from statestore.repair.chart import HEIGHT, WIDTH, Chart, draw
-from statestore.repair.plan import Plan, running
+from statestore.repair.html import GENERATOR
+from statestore.repair.plan import Plan
 from statestore.repair.rebuild import Options, propose
 from statestore.repair.report import (
-    GENERATOR,
     Outcome,
     Report,
     command_line,
@@ -596,7 +597,7 @@ def test_ticks_of_price_are_exact_and_few(low: str, high: str) -> None:
 def test_the_running_quantity_starts_at_what_was_held_before() -> None:
     found = finding("SELL .4 BTC-USD @ 1", "BUY .1 BTC-USD @ 1", opening="1")
 
-    assert running(found) == [Decimal("0.6"), Decimal("0.7")]
+    assert found.running() == [Decimal("0.6"), Decimal("0.7")]
 
 
 # In a browser

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore.errors import IllegalMove
+from statestore.fills.movements import movements_of
 from statestore.fills.normalise import fill_from_row, oldest_first
-from statestore.fills.replay import movements_of, replay
+from statestore.fills.replay import replay
 from statestore.model import (
     ExchangeOrder,
     Order,

@@ -44,13 +44,10 @@ def read_slices(
         Exception: whatever ``read_chain`` raised first.
     """
     stopping = threading.Event()
-    todo: _Todo = SimpleQueue()
-    came: _Came = SimpleQueue()
-    threads: list[threading.Thread] = []
-    under_way = 0
+    crew = _Crew()
 
     def start(piece: Slice) -> None:
-        if slices.pages + under_way >= max_pages:
+        if slices.pages + crew.under_way >= max_pages:
             raise IncompleteRead(
                 f"no end after {max_pages} pages, so the fills are not whole and nothing was "
                 "computed; ask for a shorter window"
@@ -64,31 +61,58 @@ def read_slices(
     try:
         while not slices.finished:
             most = min(ceil(1.15 * abreast()) + 1, _MOST_THREADS)
-            while under_way < most and (piece := slices.next()):
+            while crew.under_way < most and (piece := slices.next()):
                 start(piece)
-                if not under_way and not slices.waiting:
+                if not crew.under_way and not slices.waiting:
                     assert piece.chain is not None
                     take(piece, next(piece.chain))
-                    continue
-                under_way += 1
-                todo.put(piece)
-                if len(threads) < under_way:
-                    # Daemons, so that a second interrupt need not wait for an answer.
-                    threads.append(
-                        threading.Thread(target=_work, args=(todo, came), name="fills", daemon=True)
-                    )
-                    threads[-1].start()
-            if under_way:
-                piece, page = came.get()
-                under_way -= 1
-                if isinstance(page, BaseException):
-                    raise page
-                take(piece, page)
+                else:
+                    crew.hand(piece)
+            if crew.under_way:
+                take(*crew.came())
     finally:
         stopping.set()
-        for _ in threads:
-            todo.put(None)
-        for thread in threads:
+        crew.dismiss()
+
+
+class _Crew:
+    """Threads that read a page of a slice each; as many as are needed at once.
+
+    Attributes:
+        under_way: slices that were handed out and are not back yet.
+    """
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self._todo: _Todo = SimpleQueue()
+        self._came: _Came = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def hand(self, piece: Slice) -> None:
+        """Have the next page of a slice read."""
+        self.under_way += 1
+        self._todo.put(piece)
+        if len(self._threads) < self.under_way:
+            # Daemons, so that a second interrupt need not wait for an answer.
+            thread = threading.Thread(
+                target=_work, args=(self._todo, self._came), name="fills", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def came(self) -> tuple[Slice, Page]:
+        """Wait for the page that comes next, or raise what was raised in place of it."""
+        piece, page = self._came.get()
+        self.under_way -= 1
+        if isinstance(page, BaseException):
+            raise page
+        return piece, page
+
+    def dismiss(self) -> None:
+        """End all threads, and wait for them."""
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
             thread.join()
 
 

@@ -28,7 +28,7 @@ from statestore.fills.normalise import balances_of
 from statestore.fills.sources.ccxt_client import ODD, asking, read_only_client, venue_of
 from statestore.fills.sources.patience import Patience
 from statestore.fills.sources.slices import Progress
-from statestore.fills.sources.venues import NotWhole, Page, Raw, Slice, Stream, Venue, spans
+from statestore.fills.sources.venues.terms import NotWhole, Page, Raw, Slice, Stream, Venue, spans
 from statestore.model import CASH, Balances, Batch, Product, Row
 from statestore.times import format_instant, now
 

@@ -32,7 +32,8 @@ from statestore.errors import (
 )
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources.patience import Failed, Patience
-from statestore.fills.sources.venues import VENUES, Venue, known
+from statestore.fills.sources.venues import VENUES, known
+from statestore.fills.sources.venues.terms import Venue
 
 T = TypeVar("T")
 
@@ -66,21 +67,57 @@ def read_only_client(
     venue = venue_of(exchange)
     if base_url is not None:
         http.require_host(base_url)
-    ccxt = import_ccxt()
-    calls = {tuple(read.rsplit(" ", 2)) for read in venue.reads}
+    gate = _Gate(exchange, venue)
+    client = _reading_only(exchange, gate)(
+        {
+            "apiKey": keys.api_key,
+            "secret": keys.secret,
+            **({"password": keys.password} if keys.password else {}),
+            "timeout": int(timeout * 1000),
+            "logger": _SILENT,
+            **venue.options,
+        }
+    )
+    if client.requiredCredentials.get("password") and not keys.password:
+        raise CredentialsError(
+            f"{exchange} wants the key's password (passphrase) as well: set "
+            f"CCXT_{exchange.upper()}_PASSWORD"
+        )
+    _set_up(client, base_url)
+    gate.hosts = frozenset(
+        urlsplit(client.implode_hostname(url)).netloc for url in _texts(client.urls["api"])
+    )
+    client.session = http.read_only_session(gate.refuse_url, "https://", "http://")
+    return client
 
-    def refuse_call(path: str, api: object, method: str) -> None:
+
+class _Gate:
+    """What may leave for an exchange: the calls of its list, to its hosts; at first, to none."""
+
+    def __init__(self, exchange: str, venue: Venue) -> None:
+        self._exchange = exchange
+        self._calls = {tuple(read.rsplit(" ", 2)) for read in venue.reads}
+        self.hosts: frozenset[str] = frozenset()
+
+    def refuse_call(self, path: str, api: object, method: str) -> None:
         group = api if isinstance(api, str) else "/".join(api)  # type: ignore[arg-type]
-        if (group, method, path) not in calls:
-            raise ReadOnlyViolation(f"{exchange}: {group} {method} {path} is not for reading")
+        if (group, method, path) not in self._calls:
+            raise ReadOnlyViolation(f"{self._exchange}: {group} {method} {path} is not for reading")
 
-    def refuse_url(method: str, url: str) -> None:
+    def refuse_url(self, method: str, url: str) -> None:
         parts = urlsplit(url)
-        ends = {f"/{path}" for _, allowed, path in calls if allowed == method}
-        if parts.scheme != "https" or parts.netloc not in hosts:
-            raise ReadOnlyViolation(f"{parts.scheme}://{parts.netloc} is not {exchange}; not sent")
+        ends = {f"/{path}" for _, allowed, path in self._calls if allowed == method}
+        if parts.scheme != "https" or parts.netloc not in self.hosts:
+            raise ReadOnlyViolation(
+                f"{parts.scheme}://{parts.netloc} is not {self._exchange}; not sent"
+            )
         if not any(parts.path.endswith(end) for end in ends):
             raise ReadOnlyViolation(f"{method} {parts.path} is not for reading; not sent")
+
+
+def _reading_only(exchange: str, gate: _Gate) -> Any:
+    """Return ccxt's class of an exchange, with the gate below every method of it."""
+    ccxt = import_ccxt()
 
     class ReadOnly(getattr(ccxt, exchange)):  # type: ignore[misc]  # ccxt is chosen by name
         answered: tuple[int, str, str] | None = None  # status, body and Retry-After
@@ -88,7 +125,7 @@ def read_only_client(
         def fetch2(
             self, path: str, api: Any = "public", method: str = "GET", *a: Any, **k: Any
         ) -> Any:
-            refuse_call(path, api, method)
+            gate.refuse_call(path, api, method)
             return super().fetch2(path, api, method, *a, **k)
 
         def sign(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +139,7 @@ def read_only_client(
         def fetch(
             self, url: str, method: str = "GET", headers: Any = None, body: Any = None
         ) -> Any:
-            refuse_url(method, url)
+            gate.refuse_url(method, url)
             try:
                 answer = super().fetch(url, method, headers, body)
             except bounded.TooMuch as error:
@@ -119,27 +156,14 @@ def read_only_client(
         def on_json_response(self, body: str) -> Any:
             return json.loads(body, parse_float=str)
 
-    client = ReadOnly(
-        {
-            "apiKey": keys.api_key,
-            "secret": keys.secret,
-            **({"password": keys.password} if keys.password else {}),
-            "timeout": int(timeout * 1000),
-            "logger": _SILENT,
-            **venue.options,
-        }
-    )
-    if client.requiredCredentials.get("password") and not keys.password:
-        raise CredentialsError(
-            f"{exchange} wants the key's password (passphrase) as well: set "
-            f"CCXT_{exchange.upper()}_PASSWORD"
-        )
+    return ReadOnly
+
+
+def _set_up(client: Any, base_url: str | None) -> None:
+    """Have amounts as texts; and one host in place of all, where it is named."""
     client.number = str
     if base_url is not None:
         client.urls["api"] = _elsewhere(client.urls["api"], base_url)
-    hosts = {urlsplit(client.implode_hostname(url)).netloc for url in _texts(client.urls["api"])}
-    client.session = http.read_only_session(refuse_url, "https://", "http://")
-    return client
 
 
 def public_client(exchange: str, *, base_url: str | None = None, timeout: float = 30.0) -> Any:
@@ -159,9 +183,7 @@ def public_client(exchange: str, *, base_url: str | None = None, timeout: float 
             return json.loads(body, parse_float=str)
 
     client = ReadOnly({"timeout": int(timeout * 1000), "enableRateLimit": True})
-    client.number = str
-    if base_url is not None:
-        client.urls["api"] = _elsewhere(client.urls["api"], base_url)
+    _set_up(client, base_url)
     client.session = http.read_only_session(_refuse_all_but_get, "https://")
     return client
 

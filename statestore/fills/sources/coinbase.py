@@ -28,7 +28,6 @@ from statestore.fills.sources.coinbase_client import (
     BASE_URL,
     FILLS,
     KEY_PERMISSIONS,
-    NEVER,
     ORDER,
     ORDER_ID,
     ORDERS,
@@ -36,10 +35,9 @@ from statestore.fills.sources.coinbase_client import (
     PRODUCTS,
     TIME,
     of_nobody,
-    reader,
-    server_instant,
 )
 from statestore.fills.sources.coinbase_orders import exchange_order
+from statestore.fills.sources.coinbase_reader import NEVER, reader, server_instant
 from statestore.fills.sources.credentials import Credentials
 from statestore.fills.sources.pace import DEFAULT_RATE, Pace
 from statestore.fills.sources.slices import Page, Progress, Slices

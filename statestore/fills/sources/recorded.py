@@ -22,7 +22,8 @@ from typing import Any, TypeGuard
 
 from statestore.amounts import json_type, parse_amount
 from statestore.errors import IncompleteRead, RecordedFileError
-from statestore.fills.normalise import balances_of, decode_json
+from statestore.fills.decoding import decode_json
+from statestore.fills.normalise import balances_of
 from statestore.model import Balances, Batch, Product, Row
 
 CSV_COLUMNS = (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from statestore.errors import ExchangeError, UsageError
-from statestore.fills.normalise import decode_json
+from statestore.fills.decoding import decode_json
 from statestore.fills.sources import ReadOnlyViolation, bounded, http
 from statestore.fills.sources.pace import Pace
 from statestore.fills.sources.patience import Failed, Patience

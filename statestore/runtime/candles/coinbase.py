@@ -1,4 +1,4 @@
-"""Coinbase's public candles, through `fills.sources.coinbase_client`.
+"""Coinbase's public candles, through `fills.sources.coinbase_reader`.
 
 No key is needed and no token is sent. What that client promises (GET only, one host, a list of
 paths, retries, no body in a message) holds here as well.
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from statestore.errors import IncompleteRead, UsageError
-from statestore.fills.sources.coinbase_client import BASE_URL, candles_path, public_reader
+from statestore.fills.sources.coinbase_client import BASE_URL, candles_path
+from statestore.fills.sources.coinbase_reader import public_reader
 from statestore.runtime.bars import Bar, interval
 from statestore.runtime.candles import Raw, checked_symbol, closed_bars
 from statestore.times import NANOSECONDS, now

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from statestore.errors import RecordedFileError
-from statestore.fills.normalise import decode_json
+from statestore.fills.decoding import decode_json
 from statestore.runtime.bars import Bar
 from statestore.runtime.candles import Raw, closed_bars
 from statestore.times import now, parse_instant
