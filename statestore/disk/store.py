@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from statestore.disk import codec, durable
+from statestore.disk import codec, durable, single_sync
 from statestore.disk.backups import Backups, read_valid
 from statestore.disk.checking import CheckReport, check_files
 from statestore.disk.contract import BeforeCommit, Known
@@ -111,7 +111,7 @@ class FileStore(StateStore):
             )
         self.path = Path(os.path.realpath(path))
         if durability == "single-sync":
-            durable.require_single_sync(self.path)
+            single_sync.require(self.path)
         elif durability == "relaxed":
             logger.warning("saves do not survive a power cut", extra={"path": str(self.path)})
         self.durability: Durability = durability
