@@ -17,14 +17,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from statestore.backends.halting import Row, SharedKillSwitch
 from statestore.config import BESIDE_A_DATABASE, StateUrl
 from statestore.disk import codec
 from statestore.disk.backups import Backups
 from statestore.disk.checking import CheckReport, FileReport, check_file, check_text
-from statestore.disk.contract import BeforeCommit, Known, Numbers, State, StateMeta, StateStore
+from statestore.disk.contract import (
+    BeforeCommit,
+    Known,
+    Numbers,
+    State,
+    StateMeta,
+    StateStore,
+    require_one_of,
+)
 from statestore.disk.history import Kind, Version, newest_first, version_of, versions_of_backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import exclusion
@@ -99,10 +107,7 @@ class RevisionStore(StateStore):
         keep_revisions: int,
     ) -> StateUrl:
         """Take the options that all kinds have; return where the state is."""
-        if on_mismatch not in get_args(OnMismatch):
-            raise UsageError(
-                f"on_mismatch is {on_mismatch!r}; it has to be one of {get_args(OnMismatch)}"
-            )
+        require_one_of(OnMismatch, "on_mismatch", on_mismatch)
         if keep_revisions < 2:
             raise UsageError(
                 f"keep_revisions is {keep_revisions}; it has to be 2 or more: the present one, and "

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from statestore.config import BESIDE_A_DATABASE, StateUrl
 from statestore.disk import codec
@@ -66,6 +66,16 @@ _BACKENDS = {
     "postgres": "statestore.backends.postgres:PostgresStore",
     "memory": "statestore.backends.memory:MemoryStore",
 }
+
+
+def require_one_of(choices: Any, name: str, value: object) -> None:
+    """Refuse an option that is none of a `Literal`'s.
+
+    Raises:
+        UsageError: names those there are.
+    """
+    if value not in get_args(choices):
+        raise UsageError(f"{name} is {value!r}; it has to be one of {get_args(choices)}")
 
 
 @dataclass(frozen=True, slots=True)
