@@ -8,13 +8,8 @@ from typing import Any
 
 import click
 
-from statestore.backends.mirror import (
-    Held,
-    Mirror,
-    document_of,
-    require_mirror,
-    restore_document,
-)
+from statestore.backends.mirror import Mirror, document_of, require_mirror, restore_document
+from statestore.backends.mirrored import Held
 from statestore.cli.differences import preview, show_differences
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
 from statestore.cli.guarded import present, replace_state, retention
