@@ -25,8 +25,8 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from statestore.config import DEFAULT_SCHEMA, StateUrl
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+from statestore.urls import DEFAULT_SCHEMA, StateUrl
 
 if TYPE_CHECKING:
     import psycopg

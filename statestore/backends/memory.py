@@ -16,10 +16,10 @@ from typing import Any
 from statestore import times
 from statestore.backends.halting import Row
 from statestore.backends.revisions import Pointer, Present, RevisionStore
-from statestore.config import StateUrl
 from statestore.disk.contract import BeforeCommit
 from statestore.disk.locks import Lease, lease_held, new_holder
 from statestore.disk.reading import OnMismatch
+from statestore.urls import StateUrl
 
 
 @dataclass(slots=True)

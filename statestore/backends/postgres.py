@@ -40,7 +40,6 @@ from statestore.backends.leases import BEAT_SECONDS, DatabaseLease, holder
 from statestore.backends.line import Line
 from statestore.backends.listening import Listener
 from statestore.backends.revisions import Judged, Pointer, Present, RevisionStore
-from statestore.config import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
 from statestore.disk import codec
 from statestore.disk import store as files
 from statestore.disk.contract import BeforeCommit, StateMeta
@@ -55,6 +54,7 @@ from statestore.errors import (
     StateStoreError,
     UsageError,
 )
+from statestore.urls import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
 
 if TYPE_CHECKING:
     import psycopg

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from statestore.backends.halting import Row, SharedKillSwitch
-from statestore.config import BESIDE_A_DATABASE, StateUrl
+from statestore.config import BESIDE_A_DATABASE
 from statestore.disk import codec
 from statestore.disk.backups import Backups
 from statestore.disk.checking import CheckReport, FileReport, check_file, check_text
@@ -47,6 +47,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from statestore.urls import StateUrl
 
 logger = logging.getLogger(__name__)
 

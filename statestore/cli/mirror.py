@@ -22,7 +22,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, load_trading_state_settings, places
+from statestore.config import load_settings, load_trading_state_settings, places
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import (
@@ -34,6 +34,7 @@ from statestore.errors import (
     StateMissing,
 )
 from statestore.times import format_instant
+from statestore.urls import StateUrl
 
 
 class _FileIsNewer(RevisionConflict):

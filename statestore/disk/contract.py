@@ -28,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from statestore.config import BESIDE_A_DATABASE, StateUrl
+from statestore.config import BESIDE_A_DATABASE
 from statestore.disk import codec
 from statestore.disk.backups import Backups, copy_to
 from statestore.disk.durable import Durability
@@ -41,6 +41,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from statestore.urls import StateUrl
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
