@@ -6,6 +6,10 @@ one step that fails if the pointer is another one by then. A former revision is 
 what `StateStore` calls ``.bak`` is the revision before, and history needs no copies.
 
 What a kind of store adds is how to find the pointer and the documents, and that one step.
+
+What is not here: durability, and who else is kept out. That is for a kind's one step to promise.
+One module, because a revision is judged the same when it is read, checked, fallen back from and
+saved over, and two that judge would come to differ.
 """
 
 from __future__ import annotations
