@@ -13,7 +13,9 @@ is gone with the process, for tests. A bot is the same on each. What all of them
 * the document of a revision is the same text everywhere, to the byte (`statestore.disk.codec`):
   a backup of one store can be restored into another.
 
-Where a store is kept decides what a power cut or a lost network costs; each module says that.
+Where a store is kept decides what a power cut or a lost network costs; each module says that. One
+module, because it is what a caller reads: a third of it is the promise of each method, and what it
+raises, in one place for all kinds.
 """
 
 from __future__ import annotations
