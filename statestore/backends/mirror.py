@@ -292,17 +292,20 @@ class Mirror:
             self._note(str(error))
             self._bring_up(store, present)
             return None
+        return self._restore(store, document, held.revision, present.revision)
+
+    def _restore(self, store: StateStore, document: bytes, revision: int, former: int) -> StateMeta:
         with suppress(StateMissing):  # nothing is replaced
             store.backup("restore")
-        saved = restore_document(store, document, f"mirror at revision {held.revision}")
+        saved = restore_document(store, document, f"mirror at revision {revision}")
         self.saved(store, saved)
         logger.warning(
             "state restored from the mirror, which was ahead of the file",
             extra={
                 "path": str(store.path),
                 "mirror": str(self.database),
-                "file_revision": present.revision,
-                "mirror_revision": held.revision,
+                "file_revision": former,
+                "mirror_revision": revision,
                 "revision": saved.revision,
             },
         )
