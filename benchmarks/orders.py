@@ -23,7 +23,7 @@ from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from statestore.backends import positions as rows
+from statestore.backends import rows
 from statestore.backends.database import Database
 from statestore.backends.positions import PositionTables
 from statestore.model import Order, OrderSide, OrderType, Position, PositionSide
@@ -83,8 +83,8 @@ def bench(database: Database, count: int, runs: int) -> None:
     def bare() -> None:
         with tables.transaction(snapshot=True) as connection:
             for columns, table in (
-                (rows._READ_POSITION, "positions"),
-                (rows._READ_ORDER, "orders"),
+                (rows.READ_POSITION, "positions"),
+                (rows.READ_ORDER, "orders"),
             ):
                 query = f"SELECT {columns} FROM {{schema}}.{table}"
                 connection.execute(database.query(query)).fetchall()

@@ -40,7 +40,7 @@ from typing import Any
 import msgspec
 
 from statestore import StateStore
-from statestore.disk.durable import file_system
+from statestore.disk.surroundings import file_system_of
 from statestore.errors import UsageError
 
 HERE = Path(__file__).resolve().parent
@@ -648,7 +648,7 @@ def page(reports: list[Report]) -> str:
 
 
 def describe(folder: Path) -> str:
-    found = file_system(folder.stat().st_dev)
+    found = file_system_of(folder)
     return "ext4 with a journal (data=ordered)" if found == "ext4 (data=ordered)" else found
 
 

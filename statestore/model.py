@@ -2,7 +2,11 @@
 
 Amounts are `decimal.Decimal`, exact from the exchange's text. ``units`` are amounts of the base
 asset, ``notional`` and ``cost`` amounts of a quote currency, ``price`` quote per base. Instants are
-nanoseconds since 1970 in UTC (see `statestore.times`).
+nanoseconds since 1970 in UTC (see `statestore.times`), but for what stands in a database: positions
+and orders of a bot carry aware `datetime`s, as it does.
+
+Nothing is checked or computed here but what a word itself says. One module, because a word of the
+field is looked up in one place, whoever uses it: an exchange, or a bot's database.
 """
 
 from __future__ import annotations

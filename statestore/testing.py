@@ -46,10 +46,10 @@ _STORE = "statestore.disk.store"
 
 
 def fill(text: str, **overrides: object) -> dict[str, object]:
-    """Return a List Fills row from ``BUY 1 BTC-USD @ 100``; see `statestore.simulated.fill`."""
-    from statestore import simulated
+    """Return a List Fills row from ``BUY 1 BTC-USD @ 100``; see `statestore.fill_text.fill`."""
+    from statestore import fill_text
 
-    return simulated.fill(text, **overrides)
+    return fill_text.fill(text, **overrides)
 
 
 def fills(
@@ -57,10 +57,10 @@ def fills(
     start: str | int = "2025-11-18T04:00:00Z",
     every: timedelta = timedelta(minutes=1),
 ) -> list[dict[str, object]]:
-    """Return one row for each text, a minute apart; see `statestore.simulated.fills`."""
-    from statestore import simulated
+    """Return one row for each text, a minute apart; see `statestore.fill_text.fills`."""
+    from statestore import fill_text
 
-    return simulated.fills(*texts, start=start, every=every)
+    return fill_text.fills(*texts, start=start, every=every)
 
 
 @pytest.fixture

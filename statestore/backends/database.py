@@ -9,31 +9,29 @@ session, so a connection pooler in between is fine.
 
 What is promised: a query that could not be answered raises `BackendError`, it is never an empty
 answer; no password is in `Database.address`, in a message or in a log.
+
+Which files there are is in `statestore.backends.migrations`. One module, because whoever is given a
+`Database` asks it both whether it is there and whether it has what this version works on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from importlib import resources
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from statestore.config import DEFAULT_SCHEMA, StateUrl
+from statestore.backends.migrations import Applied, Migration, SchemaStatus, migrations
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+from statestore.urls import DEFAULT_SCHEMA, StateUrl
 
 if TYPE_CHECKING:
     import psycopg
     import psycopg_pool
     from psycopg import sql
-
-Connection = "psycopg.Connection[tuple[Any, ...]]"
 
 # Of libpq: seconds, a count, and milliseconds that what was sent may stay unanswered by the peer.
 _PATIENCE: dict[str, Any] = {
@@ -53,48 +51,8 @@ _NOT_LET_IN = re.compile(
 # Pools a parent had open when it forked: a child must not even collect them as garbage.
 _inherited: list[object] = []
 
-_FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
-_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _MIGRATIONS_LOCK = 0x5374_6174_6553_746F  # "StateSto"; of a whole database, for a moment
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One numbered SQL file. `sha256` is that of its bytes."""
-
-    number: int
-    name: str
-    sha256: str
-    text: str
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """The tables it makes."""
-        return tuple(_TABLE.findall(self.text))
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """A migration as the database remembers it. `at` is aware."""
-
-    number: int
-    name: str
-    sha256: str
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaStatus:
-    """What of the schema is there: `applied` in order, `pending` still to do."""
-
-    schema: str
-    applied: tuple[Applied, ...]
-    pending: tuple[Migration, ...]
-
-    @property
-    def version(self) -> int:
-        return self.applied[-1].number if self.applied else 0
 
 
 class Database:
@@ -370,7 +328,6 @@ class Database:
         return migration
 
     def _status(self, connection: psycopg.Connection[tuple[Any, ...]]) -> SchemaStatus:
-        known = migrations()
         there = connection.execute(
             "SELECT to_regclass(%s) IS NOT NULL", [f"{self.schema}.migrations"]
         ).fetchone()
@@ -383,19 +340,7 @@ class Database:
                 )
             ).fetchall()
         applied = tuple(Applied(*row) for row in rows)
-        for was, file in zip(applied, known, strict=False):
-            if (was.number, was.sha256) != (file.number, file.sha256):
-                raise SchemaOutdated(
-                    f"{self.address}: migration {was.number} ({was.name}) is not the one of this "
-                    f"version ({file.number}, {file.name}): the schema was made by other files; "
-                    "use another schema name, or the version it was made with"
-                )
-        if len(applied) > len(known):
-            raise SchemaOutdated(
-                f"{self.address} is at schema version {applied[-1].number}, made by a newer "
-                f"statestore; this one knows {known[-1].number}: install the newer one"
-            )
-        return SchemaStatus(self.schema, applied, known[len(applied) :])
+        return SchemaStatus.judged(self.schema, self.address, applied, migrations())
 
     @property
     def _conninfo(self) -> str:
@@ -475,18 +420,6 @@ def _durable(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         "WHERE current_setting('synchronous_commit') = 'off'"
     )
     connection.commit()
-
-
-def migrations() -> tuple[Migration, ...]:
-    """Return the numbered SQL files of this version, in order."""
-    found = []
-    for file in resources.files("statestore.backends").joinpath("sql").iterdir():
-        match = _FILE.fullmatch(file.name)
-        if match:
-            data = file.read_bytes()
-            digest = hashlib.sha256(data).hexdigest()
-            found.append(Migration(int(match[1]), match[2], digest, data.decode()))
-    return tuple(sorted(found, key=lambda migration: migration.number))
 
 
 def _address(told: dict[str, Any], schema: str) -> str:

@@ -1,59 +1,35 @@
-"""InfluxDB, 2.x through its client and 1.x through plain HTTP: what is written, how it comes back.
-
-Three measurements, each with the fields ``id`` (text), ``seq`` (the revision), ``payload`` (JSON
-text, digits as they are in the file) and ``deleted``:
-
-=================  ==============================  ================================================
-measurement        tags                            a point is
-=================  ==============================  ================================================
-``positions``      ``state symbol [venue]``        a position that a revision changed or removed
-``pair_states``    ``state pair``                  the same of a pair's state
-``trading_states`` ``state part``                  the file of a revision, in pieces of 60,000
-                                                   bytes; ``parts`` says how many; ``id``: its sum
-=================  ==============================  ================================================
-
-Tags are what has a bounded number of values: states, keys that are held or were (see
-`statestore.backends.mirror.MOST_SERIES`), pieces. Never a revision, an id or a time. In a tag,
-control characters, backslashes and ``%`` stand as ``%0A``, so that no key can end a line or forge
-one; two keys never become one.
+"""InfluxDB, 2.x through its client and 1.x through plain HTTP: writing to it, and asking it.
 
 What is promised: a write is done when the server said so; a failure is a `BackendError`, and one
 of the connection or of a server that is not up is a `BackendUnavailable`; a query that failed is no
 empty answer; queries reach back to 1970, without a horizon. The piece 0 of a document is written
 last, so a revision that is found was written whole. The token is in no message, log or ``repr``;
 no proxy and no ``.netrc`` is used, and no redirect is followed by a request of 1.x.
+
+What is written is in `statestore.backends.points`. One module, because what the two versions answer
+to the same five questions is best compared side by side.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from statestore.backends.mirror import Change, Held, Kind, Revision, Series
+from statestore.backends.mirrored import Held, Kind, Revision, Series
+from statestore.backends.points import MEASUREMENTS, STATES, lines, requests_of, tag, untag
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, ContentRefused
 
 if TYPE_CHECKING:
     from influxdb_client.client.influxdb_client import InfluxDBClient
     from requests import Response
 
-PART_BYTES = 60_000  # InfluxDB documents 64 KB for a text; a long position's payload is null
-REQUEST_BYTES = 4_000_000
-
-_MEASUREMENTS: dict[Kind, tuple[str, str]] = {
-    "position": ("positions", "symbol"),
-    "pair": ("pair_states", "pair"),
-}
-_STATES = "trading_states"
 _FOREVER = "2262-01-01T00:00:00Z"
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\]")
 _LONGEST_ANSWER = 200  # characters of what a server said that go into a message
-
-Version = Literal["1", "2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +142,7 @@ class Influx:
             BackendError: refused.
         """
         api = self._connected()
-        for body in _requests_of(lines(revision)):
+        for body in requests_of(lines(revision)):
             api.write(body)
 
     def newest(self, name: str) -> Held | None:
@@ -200,7 +176,7 @@ class Influx:
         """
         api = self._connected()
         found = {}
-        for kind, (_, key) in _MEASUREMENTS.items():
+        for kind, (_, key) in MEASUREMENTS.items():
             for row in api.series(tag(name), kind):
                 series = Series(kind, untag(row[key]), untag(row.get("venue") or ""))
                 found[series] = bool(row["deleted"])
@@ -307,20 +283,20 @@ class _Version1:
 
     def newest_revision(self, name: str) -> tuple[int, int] | None:
         rows = self._rows(
-            f"SELECT MAX(seq) AS seq FROM {_STATES} WHERE state = $state AND part = '0'", state=name
+            f"SELECT MAX(seq) AS seq FROM {STATES} WHERE state = $state AND part = '0'", state=name
         )
         return (int(rows[0]["seq"]), int(rows[0]["time"])) if rows else None
 
     def documents(self, name: str, revision: int, since: int) -> list[Mapping[str, Any]]:
         rows = self._rows(
-            f"SELECT part, parts, id, payload FROM {_STATES} "
+            f"SELECT part, parts, id, payload FROM {STATES} "
             f"WHERE state = $state AND seq = {revision:d} AND time >= {since:d}",
             state=name,
         )
         return [{**row, "at": row["time"]} for row in rows]
 
     def series(self, name: str, kind: Kind) -> list[Mapping[str, Any]]:
-        measurement, key = _MEASUREMENTS[kind]
+        measurement, key = MEASUREMENTS[kind]
         return self._rows(
             f"SELECT LAST(deleted) AS deleted FROM {measurement} WHERE state = $state "
             f"GROUP BY {key}, venue",
@@ -328,7 +304,7 @@ class _Version1:
         )
 
     def names(self) -> list[str]:
-        rows = self._rows(f"SHOW TAG VALUES FROM {_STATES} WITH KEY = state")
+        rows = self._rows(f"SHOW TAG VALUES FROM {STATES} WITH KEY = state")
         return [row["value"] for row in rows]
 
     def _rows(self, query: str, **bound: str) -> list[Mapping[str, Any]]:
@@ -376,7 +352,7 @@ class _Version2:
 
     def newest_revision(self, name: str) -> tuple[int, int] | None:
         rows = self._rows(
-            _STATES,
+            STATES,
             name,
             'r.part == "0" and r._field == "seq"',
             "|> group() |> max() |> map(fn: (r) => ({seq: r._value, at: int(v: r._time)}))",
@@ -385,7 +361,7 @@ class _Version2:
 
     def documents(self, name: str, revision: int, since: int) -> list[Mapping[str, Any]]:
         return self._rows(
-            _STATES,
+            STATES,
             name,
             "true",
             '|> pivot(rowKey: ["_time", "part"], columnKey: ["_field"], valueColumn: "_value") '
@@ -396,14 +372,14 @@ class _Version2:
         )
 
     def series(self, name: str, kind: Kind) -> list[Mapping[str, Any]]:
-        rows = self._rows(_MEASUREMENTS[kind][0], name, 'r._field == "deleted"', "|> last()")
+        rows = self._rows(MEASUREMENTS[kind][0], name, 'r._field == "deleted"', "|> last()")
         return [{**row, "deleted": row["_value"]} for row in rows]
 
     def names(self) -> list[str]:
         rows = self._query(
             'import "influxdata/influxdb/schema"\n'
             f'schema.tagValues(bucket: {_flux(self._server.bucket)}, tag: "state", '
-            f'predicate: (r) => r._measurement == "{_STATES}", start: 0)'
+            f'predicate: (r) => r._measurement == "{STATES}", start: 0)'
         )
         return [str(row["_value"]) for row in rows]
 
@@ -447,84 +423,9 @@ class _Version2:
             raise server._unreachable(error) from None
 
 
-# Line protocol
-
-
-def lines(revision: Revision) -> Iterator[bytes]:
-    """Return the lines of a revision, the one that makes it visible last."""
-    state = _escaped_tag(revision.name)
-    for change in revision.changes:
-        yield _line_of(change, state, revision)
-    parts = _parts(revision.document)
-    for number in reversed(range(len(parts))):
-        yield (
-            f"{_STATES},part={number:d},state={state} deleted=false,id={_text(revision.sha256)},"
-            f"parts={len(parts):d}i,payload={_text(parts[number])},seq={revision.revision:d}i "
-            f"{revision.instant:d}"
-        ).encode()
-
-
-def _line_of(change: Change, state: str, revision: Revision) -> bytes:
-    measurement, key = _MEASUREMENTS[change.series.kind]
-    # Tags in the order of their names: the server need not sort them.
-    tags = {"state": state, key: _escaped_tag(change.series.key)}
-    if change.series.venue:
-        tags["venue"] = _escaped_tag(change.series.venue)
-    told = ",".join(f"{name}={value}" for name, value in sorted(tags.items()))
-    fits = len(change.payload.encode()) <= PART_BYTES
-    return (
-        f"{measurement},{told} deleted={'true' if change.deleted else 'false'},"
-        f"id={_text(change.id)},payload={_text(change.payload if fits else 'null')},"
-        f"seq={revision.revision:d}i {revision.instant:d}"
-    ).encode()
-
-
-def tag(text: str) -> str:
-    """Return `text` as the value of a tag, before the escapes of the line protocol."""
-    return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", text) or "%"
-
-
-def untag(text: str) -> str:
-    """Return what `tag` was given."""
-    return re.sub("%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), text.removesuffix("%"))
-
-
-def _escaped_tag(text: str) -> str:
-    return re.sub("([ ,=])", r"\\\1", tag(text))
-
-
-def _text(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _flux(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${")
     return f'"{escaped}"'
-
-
-def _parts(document: bytes) -> Sequence[str]:
-    """Return the document in pieces that fit into a field, cut between characters."""
-    pieces, begin = [], 0
-    while begin < len(document):
-        end = min(begin + PART_BYTES, len(document))
-        while end < len(document) and document[end] & 0xC0 == 0x80:
-            end -= 1
-        pieces.append(document[begin:end].decode())
-        begin = end
-    return pieces
-
-
-def _requests_of(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Return bodies of at most `REQUEST_BYTES`, a longer line by itself."""
-    body: list[bytes] = []
-    size = 0
-    for line in lines:
-        if body and size + len(line) > REQUEST_BYTES:
-            yield b"\n".join(body)
-            body, size = [], 0
-        body.append(line)
-        size += len(line) + 1
-    yield b"\n".join(body)
 
 
 def _version(answer: Response) -> str:

@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,30 @@ class Listener:
         with self._news:
             self._known = time.monotonic(), pointer
             self._news.notify_all()
+
+
+class Ears:
+    """The listener of a store, of this process: a fork leaves the thread behind."""
+
+    def __init__(self) -> None:
+        self._listener: Listener | None = None
+        self._pid = os.getpid()
+        self._turn = threading.Lock()
+
+    def listener(self, make: Callable[[], Listener]) -> Listener:
+        if self._listener is None or self._pid != os.getpid():
+            if self._pid != os.getpid():
+                self._turn, self._listener, self._pid = threading.Lock(), None, os.getpid()
+            with self._turn:
+                if self._listener is None:
+                    self._listener = make()
+                    self._listener.start()
+        return self._listener
+
+    def close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None and self._pid == os.getpid():
+            listener.close()
 
 
 def _pointer(payload: str) -> Pointer | None:

@@ -16,10 +16,10 @@ from typing import Any
 from statestore import times
 from statestore.backends.halting import Row
 from statestore.backends.revisions import Pointer, Present, RevisionStore
-from statestore.config import StateUrl
 from statestore.disk.contract import BeforeCommit
-from statestore.disk.locks import Lease, lease_held
+from statestore.disk.locks import Lease, lease_held, new_holder
 from statestore.disk.reading import OnMismatch
+from statestore.urls import StateUrl
 
 
 @dataclass(slots=True)
@@ -60,12 +60,7 @@ class MemoryStore(RevisionStore):
         with self._memory.turn:
             if self._memory.holder is not None:
                 raise lease_held(self.path, self._memory.holder)
-            holder = {
-                "pid": os.getpid(),
-                "host": os.uname().nodename,
-                "since": times.format_instant(times.now()),
-            }
-            self._memory.holder = holder
+            holder = self._memory.holder = new_holder()
             return _MemoryLease(self._memory, holder)
 
     def lease_holder(self) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ What is not promised: the mirror is behind by what the network takes, and by the
 outage. A database that holds a higher revision than the file is never written over: that is said,
 and `statestore mirror restore` or another name (``TRADING_STATE_NAME``) is the way on.
 
-It is long for a module because a backlog, its thread and its breaker make sense only together.
+What is written and read back is in `statestore.backends.mirrored`. One module, because the backlog,
+the thread that works it off and what both know of the database change under one lock.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from statestore import times
+from statestore.backends.mirrored import Change, Held, Revision, Series, changes_of
 from statestore.disk import codec, durable
 from statestore.errors import (
     BackendError,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_SERIES = 10_000  # positions and pairs of one state that get a series of their own
-LONGEST_KEY = 200  # characters
 
 _BACKLOG_BYTES = 32 * 1024 * 1024
 _RETRY_SECONDS = 5.0
@@ -68,94 +68,6 @@ _RETRY_AT_MOST_SECONDS = 60.0
 _WAIT_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0
 _ASK_AGAIN_SECONDS = 0.2
-
-Kind = Literal["position", "pair"]
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """What has a history of its own: a position at a venue, or a pair's state."""
-
-    kind: Kind
-    key: str
-    venue: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a revision says about one series.
-
-    Attributes:
-        id: the entry's own (``position_id``, ``id``), else its key.
-        payload: the entry as JSON, digits as they are in the file; ``null`` where it is deleted.
-    """
-
-    series: Series
-    id: str
-    payload: str
-    deleted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """One revision on its way into a mirror.
-
-    Attributes:
-        name: what the mirror calls the state.
-        instant: of the save, or a nanosecond after the revision before: it never goes back.
-        document: the state file, byte for byte.
-        changes: to positions and pairs since the revision before.
-    """
-
-    name: str
-    revision: int
-    sha256: str
-    instant: int
-    document: bytes
-    changes: tuple[Change, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The highest revision a mirror holds of a state, as it came back.
-
-    Attributes:
-        parts: the pieces of the document, None for one that is missing.
-        address: of the database, for messages.
-    """
-
-    name: str
-    revision: int
-    sha256: str
-    instant: int
-    parts: tuple[bytes | None, ...]
-    address: str
-
-    def document(self) -> bytes:
-        """Return the state file of this revision, byte for byte.
-
-        Raises:
-            BackendError: it is not whole, or not what was saved; says what is wrong.
-        """
-        missing = [str(number) for number, part in enumerate(self.parts) if part is None]
-        if missing:
-            raise BackendError(
-                f"{self._what()} is incomplete: of {len(self.parts)} parts there is no "
-                f"{', '.join(missing)}; restore from a backup"
-            )
-        data = b"".join(part for part in self.parts if part is not None)
-        try:
-            found = codec.parse(data)
-        except (codec.Damaged, codec.TooNew) as error:
-            raise BackendError(f"{self._what()} {error}; restore from a backup") from error
-        # An identity is the sum only where that is right.
-        if (found.revision, found.identity) != (self.revision, self.sha256):
-            why = found.why or f"holds a document of revision {found.revision} with another sum"
-            raise BackendError(f"{self._what()} {why}; restore from a backup")
-        return data
-
-    def _what(self) -> str:
-        return f"{self.address}: revision {self.revision} of {self.name}"
 
 
 class Mirror:
@@ -380,17 +292,20 @@ class Mirror:
             self._note(str(error))
             self._bring_up(store, present)
             return None
+        return self._restore(store, document, held.revision, present.revision)
+
+    def _restore(self, store: StateStore, document: bytes, revision: int, former: int) -> StateMeta:
         with suppress(StateMissing):  # nothing is replaced
             store.backup("restore")
-        saved = restore_document(store, document, f"mirror at revision {held.revision}")
+        saved = restore_document(store, document, f"mirror at revision {revision}")
         self.saved(store, saved)
         logger.warning(
             "state restored from the mirror, which was ahead of the file",
             extra={
                 "path": str(store.path),
                 "mirror": str(self.database),
-                "file_revision": present.revision,
-                "mirror_revision": held.revision,
+                "file_revision": former,
+                "mirror_revision": revision,
                 "revision": saved.revision,
             },
         )
@@ -544,28 +459,6 @@ class Mirror:
             )
 
 
-def changes_of(document: codec.Document) -> dict[Series, Change]:
-    """Return what the mirror lists of a state: positions and pair states that are objects' members.
-
-    A key of more than `LONGEST_KEY` characters gets no series; the document has it.
-    """
-    found: dict[Series, Change] = {}
-    sections: tuple[tuple[Kind, str], ...] = (("position", "positions"), ("pair", "pair_states"))
-    for kind, section in sections:
-        for key, text in (codec.members(document.sections.get(section, b"")) or {}).items():
-            if len(key) > LONGEST_KEY:
-                continue
-            entry = codec.decode_section(text)
-            said: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-            venue = ""
-            if kind == "position":
-                venue = _text(said, "venue") or _text(said, "exchange")
-            series = Series(kind, key, venue[:LONGEST_KEY])
-            name = _text(said, "position_id") or _text(said, "id") or key
-            found[series] = Change(series, name[:LONGEST_KEY], text.decode())
-    return found
-
-
 def document_of(store: StateStore) -> bytes:
     """Return the state that stands, byte for byte as it was saved.
 
@@ -641,11 +534,6 @@ def _instant(document: codec.Document) -> int:
         return times.parse_instant(document.meta.saved_at if document.meta else "")
     except ValueError:
         return times.now()
-
-
-def _text(entry: Mapping[str, Any], name: str) -> str:
-    value = entry.get(name)
-    return value if isinstance(value, str) else ""
 
 
 _mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()

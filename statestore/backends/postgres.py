@@ -17,30 +17,29 @@ What is not: a standby that was promoted before it had received a commit has los
 synchronous (``synchronous_standby_names``); behind a pooler in transaction mode there is no lease
 and no notification; a server that hangs with its kernel alive is waited for.
 
-It is long for a module because it is one store: each statement stands near what relies on it.
+Here is decided when a save goes to the file instead; the statements, and what becomes of a save
+whose connection broke, are in `statestore.backends.states`. One module, because with and without a
+file it is the same store, and each method says what the file changes in it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from statestore.backends.database import Database
 from statestore.backends.fallback import Fallback
 from statestore.backends.halting import Row
 from statestore.backends.leases import BEAT_SECONDS, DatabaseLease, holder
-from statestore.backends.line import Line
-from statestore.backends.listening import Listener
+from statestore.backends.listening import Ears
 from statestore.backends.revisions import Judged, Pointer, Present, RevisionStore
-from statestore.config import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
+from statestore.backends.states import StateTables
 from statestore.disk import codec
 from statestore.disk import store as files
 from statestore.disk.contract import BeforeCommit, StateMeta
@@ -51,13 +50,9 @@ from statestore.errors import (
     BackendUnavailable,
     SaveUncertain,
     StateForked,
-    StateLocked,
-    StateStoreError,
     UsageError,
 )
-
-if TYPE_CHECKING:
-    import psycopg
+from statestore.urls import DEFAULT_SCHEMA, DEFAULT_STATE, StateUrl
 
 logger = logging.getLogger(__name__)
 
@@ -67,57 +62,6 @@ FAILOVER_SECONDS = 30.0
 _FAILOVER_WITH_FILE_SECONDS = 5.0
 _AWAY_FOR_SECONDS = 5.0  # so long nobody asks again, where there is a file to go to
 
-_PRESENT = """
-SELECT s.revision, s.sha256, r.document FROM {schema}.states s
-LEFT JOIN {schema}.revisions r ON r.name = s.name AND r.revision = s.revision
-WHERE s.name = %(name)s AND s.revision IS NOT NULL
-"""
-_POINTER = """
-SELECT revision, sha256 FROM {schema}.states WHERE name = %(name)s AND revision IS NOT NULL
-"""
-_SUM = "SELECT sha256 FROM {schema}.revisions WHERE name = %(name)s AND revision = %(revision)s"
-_DOCUMENT = (
-    "SELECT document FROM {schema}.revisions WHERE name = %(name)s AND revision = %(revision)s"
-)
-_DOCUMENTS = """
-SELECT revision, document FROM {schema}.revisions WHERE name = %(name)s ORDER BY revision DESC
-"""
-_UPDATE = """
-    UPDATE {schema}.states SET revision = %(revision)s, sha256 = %(sha256)s
-    WHERE name = %(name)s AND revision = %(former_revision)s AND sha256 = %(former_sha256)s
-    RETURNING name
-"""
-_INSERT = """
-    INSERT INTO {schema}.states AS s (name, revision, sha256)
-    VALUES (%(name)s, %(revision)s, %(sha256)s)
-    ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, sha256 = excluded.sha256
-    WHERE s.revision IS NULL
-    RETURNING name
-"""
-_ASKED_ABOUT_SECONDS = 120
-# One statement: all of it or nothing. A row comes back if it was done. `set_config` counts for the
-# transaction, which ends with the statement; what is stricter than "on" is left alone.
-_SWAP = """
-WITH swapped AS (%s), added AS (
-    INSERT INTO {schema}.revisions (name, revision, sha256, document)
-    SELECT name, %%(revision)s, %%(sha256)s, %%(document)s FROM swapped
-), dropped AS (
-    DELETE FROM {schema}.revisions
-    WHERE name IN (SELECT name FROM swapped) AND revision < (
-        SELECT revision FROM {schema}.revisions WHERE name = %%(name)s
-        ORDER BY revision DESC OFFSET %%(behind)s LIMIT 1
-    ) AND saved_at < clock_timestamp() - make_interval(secs => %%(asked_about)s)
-)
-SELECT pg_notify(%%(channel)s, %%(payload)s),
-    CASE current_setting('synchronous_commit')
-        WHEN 'off' THEN set_config('synchronous_commit', 'on', true)
-    END
-FROM swapped
-"""
-_LOCK = (
-    "INSERT INTO {schema}.states (name) VALUES (%(name)s) ON CONFLICT DO NOTHING",
-    "SELECT 1 FROM {schema}.states WHERE name = %(name)s FOR UPDATE",
-)
 _LOOK = """
 SELECT reason, engaged_by, at FROM {schema}.kill_switches WHERE name = %(name)s
 """
@@ -210,25 +154,23 @@ class PostgresStore(RevisionStore):
             file_path = Path(os.path.realpath(ours["file_fallback"]))
             self._fallback = Fallback(file_path, self.path, lock_timeout)
         patience = FAILOVER_SECONDS if self._fallback is None else _FAILOVER_WITH_FILE_SECONDS
-        self._failover = patience if failover_seconds is None else failover_seconds
         self._beat_seconds = beat_seconds
-        self._reading = Line(self.database, lock_timeout)
-        self._writing = Line(self.database, lock_timeout)
-        name = hashlib.sha256(f"{self.database.schema}/{self.state}".encode()).hexdigest()
-        self._channel = f"statestore_{name[:32]}"
-        self._texts: dict[str, bytes] = {}
+        self._tables = StateTables(
+            self.database,
+            self.state,
+            self.path,
+            lock_timeout=lock_timeout,
+            failover_seconds=patience if failover_seconds is None else failover_seconds,
+        )
         self._away_until = 0.0
-        # The thread whose transaction holds the state, and the connection that it is on.
-        self._inside: tuple[int, psycopg.Connection[tuple[Any, ...]]] | None = None
-        self._ears = _Ears()
-        lines = (self._reading, self._writing)
-        self._end = weakref.finalize(self, _close, self._ears, lines)
+        self._ears = Ears()
+        self._end = weakref.finalize(self, _close, self._ears, self._tables)
 
     def changed(self) -> bool:
         seen = self._seen
         if seen is None:
             return True
-        heard = self._ears.listener(self._new_listener).heard()
+        heard = self._ears.listener(self._tables.new_listener).heard()
         if heard is not None and (self._fallback is None or not self._fallback.is_pending):
             now = heard[0]
             if now == seen.pointer:
@@ -256,20 +198,19 @@ class PostgresStore(RevisionStore):
         return lease
 
     def lease_holder(self) -> dict[str, Any] | None:
-        with self._reading.taken() as connection, self.database.explaining():
+        with self._tables.reading() as connection, self.database.explaining():
             return holder(self.database, connection, self.state)
 
     def close(self) -> None:
         self._ears.close()
-        self._reading.close()
-        self._writing.close()
+        self._tables.close()
         self.database.close()
 
     # For an operator
 
     def server(self) -> dict[str, Any]:
         """Return what matters of the server: plain values, and ``warnings`` of what it may lose."""
-        ((version, standby, settings, standbys),) = self._rows(_SERVER)
+        ((version, standby, settings, standbys),) = self._tables.rows(_SERVER)
         warnings = []
         if settings["fsync"] != "on":
             warnings.append("fsync is off: a crash of the machine loses or tears what was saved")
@@ -290,7 +231,7 @@ class PostgresStore(RevisionStore):
         """Return every state in this schema: name, present revision, and how many are kept."""
         return [
             {"state": name, "revision": revision, "revisions": count}
-            for name, revision, count in self._rows(_STATES)
+            for name, revision, count in self._tables.rows(_STATES)
         ]
 
     # Reconciling with the file
@@ -322,10 +263,10 @@ class PostgresStore(RevisionStore):
                 done, aside = self._settled(fallback)
             else:
                 done, aside = "take", fallback.exclusively(lambda: self._taken(fallback, take))
-                present = self._of_database()
+                present = self._tables.present()
                 if present is not None and present.data is not None:
-                    fallback.copy(present.pointer, present.data, self._knows)
-        pointer = self._pointer_of_database()
+                    fallback.copy(present.pointer, present.data, self._tables.knows)
+        pointer = self._tables.pointer()
         return {
             "done": done,
             "revision": pointer.revision if pointer else None,
@@ -356,7 +297,7 @@ class PostgresStore(RevisionStore):
         file = fallback.present()
         if file is None or file.data is None:
             raise UsageError(f"{fallback.path} holds no state that reads; nothing was changed")
-        present = self._of_database()
+        present = self._tables.present()
         found = Judged(None, self.path, pointer=present.pointer if present else None)
         document = codec.parse(file.data)
         self._fallback = None  # or what stands in the way would be asked about again
@@ -375,8 +316,8 @@ class PostgresStore(RevisionStore):
 
     def _settled_alone(self, fallback: Fallback) -> tuple[str, Path | None]:
         while True:
-            database = self._pointer_of_database()
-            verdict = fallback.verdict(database, self._knows)
+            database = self._tables.pointer()
+            verdict = fallback.verdict(database, self._tables.knows)
             if verdict == "forked":
                 raise fallback.forked(database)
             if verdict == "drop":
@@ -388,7 +329,7 @@ class PostgresStore(RevisionStore):
             file = fallback.present()
             assert file is not None
             assert file.data is not None
-            if self._swap_in_database(database, file.pointer, file.data, None):
+            if self._tables.swap(database, file.pointer, file.data, None, self.keep_revisions):
                 fallback.done()
                 logger.warning(
                     "state saved in the file is in the database now",
@@ -403,7 +344,9 @@ class PostgresStore(RevisionStore):
             files.path_guard(self.path)
 
     def _row(self) -> Row:
-        return _Row(lambda *told, **more: self._unless_away(lambda: self._rows(*told, **more)))
+        return _Row(
+            lambda *told, **more: self._unless_away(lambda: self._tables.rows(*told, **more))
+        )
 
     def _file_name(self) -> str:
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.state)
@@ -411,9 +354,9 @@ class PostgresStore(RevisionStore):
     def _present(self) -> Present | None:
         fallback = self._fallback
         if fallback is None:
-            return self._of_database()
+            return self._tables.present()
         try:
-            present = self._unless_away(self._of_database)
+            present = self._unless_away(self._tables.present)
             database = present.pointer if present else None
             verdict = self._verdict(fallback, database)
         except BackendUnavailable as error:
@@ -428,9 +371,9 @@ class PostgresStore(RevisionStore):
     def _pointer(self) -> Pointer | None:
         fallback = self._fallback
         if fallback is None:
-            return self._pointer_of_database()
+            return self._tables.pointer()
         try:
-            database = self._unless_away(self._pointer_of_database)
+            database = self._unless_away(self._tables.pointer)
             verdict = self._verdict(fallback, database)
         except BackendUnavailable as error:
             file = self._of_file(fallback, error)
@@ -442,21 +385,21 @@ class PostgresStore(RevisionStore):
 
     def _document(self, revision: int) -> bytes | None:
         try:
-            rows = self._rows(_DOCUMENT, revision=revision)
+            data = self._tables.document(revision)
         except BackendUnavailable:
             if self._fallback is None:
                 raise
-            rows = []
-        if rows or self._fallback is None:
-            return bytes(rows[0][0]) if rows else None
+            data = None
+        if data is not None or self._fallback is None:
+            return data
         return dict(self._fallback.documents()).get(revision)
 
     def _documents(self) -> list[tuple[int, bytes]]:
         fallback = self._fallback
         if fallback is None:
-            return self._documents_of_database()
+            return self._tables.documents()
         try:
-            found = self._documents_of_database()
+            found = self._tables.documents()
         except BackendUnavailable:
             found = fallback.documents()
             if not found:
@@ -466,15 +409,12 @@ class PostgresStore(RevisionStore):
         ahead = fallback.documents() if fallback.is_pending else []
         return [document for document in ahead if document[0] > newest] + found
 
-    def _documents_of_database(self) -> list[tuple[int, bytes]]:
-        return [(revision, bytes(data)) for revision, data in self._rows(_DOCUMENTS)]
-
     def _swap(
         self, former: Pointer | None, to: Pointer, data: bytes, before_commit: BeforeCommit | None
     ) -> bool:
         fallback = self._fallback
         if fallback is None:
-            return self._swap_in_database(former, to, data, before_commit)
+            return self._tables.swap(former, to, data, before_commit, self.keep_revisions)
         asked = False
 
         def ask() -> None:
@@ -486,7 +426,9 @@ class PostgresStore(RevisionStore):
         try:
             if fallback.is_pending:
                 self._unless_away(lambda: self._settled(fallback))
-            done = self._unless_away(lambda: self._swap_in_database(former, to, data, ask))
+            done = self._unless_away(
+                lambda: self._tables.swap(former, to, data, ask, self.keep_revisions)
+            )
         except StateForked as fork:
             if not asked:
                 ask()
@@ -499,37 +441,22 @@ class PostgresStore(RevisionStore):
             return fallback.take(former, to, data, str(error), uncertain=uncertain)
         if done:
             # Mostly what it replaces is what the database had until now: that is not asked for.
-            fallback.copy(to, data, lambda pointer: pointer == former or self._knows(pointer))
+            fallback.copy(
+                to, data, lambda pointer: pointer == former or self._tables.knows(pointer)
+            )
         return done
 
     @contextmanager
     def _held(self) -> Iterator[None]:
         with ExitStack() as stack:
             try:
-                line: psycopg.Connection[tuple[Any, ...]] | None = self._unless_away(
-                    lambda: stack.enter_context(self._writing.taken())
-                )
+                line = self._unless_away(lambda: stack.enter_context(self._tables.writing()))
             except BackendUnavailable:
                 if self._fallback is None:
                     raise
-                line = None  # the file is swapped under a lock of its own
-            if line is None:
-                yield
-                return
-            with self._explaining():
-                line.execute("BEGIN")
-                for text in _LOCK:
-                    line.execute(self._text(text), {"name": self.state})
-            self._inside = threading.get_ident(), line
-            try:
-                yield
-            finally:
-                # After a save it is None: that has committed. Whatever becomes of a rollback,
-                # nothing is saved, and it is not what the caller has to be told.
-                if self._inside is not None:
-                    self._inside = None
-                    with suppress(BackendError), self._explaining():
-                        line.execute("ROLLBACK")
+            else:
+                stack.enter_context(self._tables.locked(line))
+            yield  # where there is no line, the file is swapped under a lock of its own
 
     # One save
 
@@ -548,126 +475,12 @@ class PostgresStore(RevisionStore):
                 self._unless_away(lambda: self._settled(fallback))
         return super()._commit(encoded, state, reason, expected_revision, before_commit)
 
-    def _swap_in_database(
-        self, former: Pointer | None, to: Pointer, data: bytes, before_commit: BeforeCommit | None
-    ) -> bool:
-        """Swap; where the connection breaks, find out what became of it, and do it again.
-
-        It cannot be done twice: the second one finds the revision that the first one left. Nor can
-        the first one be done after the second: it waits for the same row, and finds it changed.
-        """
-        import psycopg
-
-        parameters: dict[str, Any] = {
-            "name": self.state,
-            "revision": to.revision,
-            "sha256": to.sha256,
-            "document": data,
-            "behind": self.keep_revisions - 2,
-            # Its writer may have lost the connection, and look for it when it is back.
-            "asked_about": _ASKED_ABOUT_SECONDS,
-            "channel": self._channel,
-            "payload": f"{to.revision} {to.sha256}",
-        }
-        if former is not None:
-            parameters["former_revision"] = former.revision
-            parameters["former_sha256"] = former.sha256
-        text = self._text(_SWAP % (_INSERT if former is None else _UPDATE))
-        until = time.monotonic() + self._failover
-        pause = 0.02
-        sent = False
-        while True:
-            try:
-                with self._writing.taken() as connection:
-                    inside = self._inside == (threading.get_ident(), connection)
-                    if before_commit is not None:
-                        self._ask(before_commit, to, sent)
-                    committing = not inside  # within a transaction nothing is done before COMMIT
-                    try:
-                        row = connection.execute(text, parameters, binary=True).fetchone()
-                        if row is not None and inside:
-                            committing = True
-                            connection.execute("COMMIT")
-                            self._inside = None
-                    except psycopg.Error as error:
-                        failed: StateStoreError = self._told(error)
-                        if isinstance(failed, BackendUnavailable):
-                            # Its last words may come before its end is seen; and where it only
-                            # reads, another connection may lead to the primary.
-                            connection.close()
-                            if inside:
-                                self._inside = None  # it went with its connection
-                            sent = sent or (committing and error.sqlstate != "25006")
-                        if not sent:
-                            # Of two at once: nothing was done, and it is our turn now.
-                            again = error.sqlstate in ("40001", "40P01") and not inside
-                            if again and time.monotonic() < until:
-                                continue
-                            raise failed from error
-                        # Whatever it was this time, the first one may be at work still.
-                    else:
-                        return row is not None or (sent and self._is_ours(to))
-            except SaveUncertain:
-                raise
-            except BackendUnavailable as error:
-                if not sent:
-                    raise
-                failed = error
-            if time.monotonic() >= until:
-                raise SaveUncertain(
-                    f"nobody knows whether revision {to.revision} of {self.path} is saved: the "
-                    f"connection broke during the save, and for {self._failover:g} s the database "
-                    f"could not be asked ({failed}); load the state again before anything else"
-                ) from failed
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
-
-    def _ask(self, before_commit: BeforeCommit, to: Pointer, sent: bool) -> None:
-        """Ask once more before it is done again; a no comes too late to say what was done."""
-        try:
-            before_commit()
-        except Exception as error:
-            if not sent:
-                raise
-            raise SaveUncertain(
-                f"nobody knows whether revision {to.revision} of {self.path} is saved: the "
-                f"connection broke during the save, and it is not made again, since {error}"
-            ) from error
-
-    def _is_ours(self, to: Pointer) -> bool:
-        """Return whether the revision that stands in the way is the one that was sent."""
-        rows = self._rows(_SUM, revision=to.revision)
-        if rows:
-            return bool(rows[0][0] == to.sha256)
-        now = self._pointer_of_database()
-        if now is not None and now.revision > to.revision:
-            raise SaveUncertain(
-                f"nobody knows whether revision {to.revision} of {self.path} was saved: it is at "
-                f"revision {now.revision} now, and that one is no longer kept"
-            )
-        return False
-
     # Asking
-
-    def _of_database(self) -> Present | None:
-        rows = self._rows(_PRESENT)
-        if not rows:
-            return None
-        revision, sha256, data = rows[0]
-        return Present(Pointer(revision, sha256), None if data is None else bytes(data))
-
-    def _pointer_of_database(self) -> Pointer | None:
-        rows = self._rows(_POINTER)
-        return Pointer(*rows[0]) if rows else None
-
-    def _knows(self, pointer: Pointer) -> bool:
-        rows = self._rows(_SUM, revision=pointer.revision)
-        return bool(rows and rows[0][0] == pointer.sha256)
 
     def _verdict(self, fallback: Fallback, database: Pointer | None) -> str:
         if database is not None and not fallback.is_pending:
             return "nothing"  # what else is in the file does not matter to who reads
-        return fallback.verdict(database, self._knows)
+        return fallback.verdict(database, self._tables.knows)
 
     def _of_file(self, fallback: Fallback, error: BackendUnavailable) -> Present | None:
         """Return what the file has; the database's own error where that is nothing."""
@@ -693,66 +506,6 @@ class PostgresStore(RevisionStore):
             self._away_until = time.monotonic() + _AWAY_FOR_SECONDS
             raise
 
-    def _rows(self, text: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Return the rows of a statement that may be repeated."""
-        told = {"name": self.state, **parameters}
-        if self._inside is not None and self._inside[0] == threading.get_ident():
-            with self._explaining():
-                return self._inside[1].execute(self._text(text), told, binary=True).fetchall()
-        return self._reading.execute(self._text(text), told)
-
-    def _text(self, text: str) -> bytes:
-        """Return a statement with our schema in it, as it is sent."""
-        known = self._texts.get(text)
-        if known is None:
-            known = self._texts[text] = self.database.query(text).as_bytes(None)
-        return known
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        import psycopg
-
-        try:
-            yield
-        except psycopg.Error as error:
-            raise self._told(error) from error
-
-    def _told(self, error: psycopg.Error) -> StateStoreError:
-        if error.sqlstate == "55P03":
-            return StateLocked(
-                self.path,
-                f"{self.path} is held by another writer for longer than {self.lock_timeout:g} s; "
-                "nothing was changed: try again, or see what holds it (pg_stat_activity)",
-            )
-        return self.database.explained(error)
-
-    def _new_listener(self) -> Listener:
-        return Listener(self.database, self._channel, self._text(_POINTER), self.state)
-
-
-class _Ears:
-    """The listener of a store, of this process: a fork leaves the thread behind."""
-
-    def __init__(self) -> None:
-        self._listener: Listener | None = None
-        self._pid = os.getpid()
-        self._turn = threading.Lock()
-
-    def listener(self, make: Callable[[], Listener]) -> Listener:
-        if self._listener is None or self._pid != os.getpid():
-            if self._pid != os.getpid():
-                self._turn, self._listener, self._pid = threading.Lock(), None, os.getpid()
-            with self._turn:
-                if self._listener is None:
-                    self._listener = make()
-                    self._listener.start()
-        return self._listener
-
-    def close(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None and self._pid == os.getpid():
-            listener.close()
-
 
 class _Row:
     """The kill switch in the database."""
@@ -774,7 +527,6 @@ class _Row:
         return bool(self._rows(_TAKE_AWAY))
 
 
-def _close(ears: _Ears, lines: tuple[Line, ...]) -> None:
+def _close(ears: Ears, tables: StateTables) -> None:
     ears.close()
-    for line in lines:
-        line.close()
+    tables.close()

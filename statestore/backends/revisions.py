@@ -6,6 +6,10 @@ one step that fails if the pointer is another one by then. A former revision is 
 what `StateStore` calls ``.bak`` is the revision before, and history needs no copies.
 
 What a kind of store adds is how to find the pointer and the documents, and that one step.
+
+What is not here: durability, and who else is kept out. That is for a kind's one step to promise.
+One module, because a revision is judged the same when it is read, checked, fallen back from and
+saved over, and two that judge would come to differ.
 """
 
 from __future__ import annotations
@@ -17,14 +21,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from statestore.backends.halting import Row, SharedKillSwitch
-from statestore.config import BESIDE_A_DATABASE, StateUrl
+from statestore.config import BESIDE_A_DATABASE
 from statestore.disk import codec
 from statestore.disk.backups import Backups
 from statestore.disk.checking import CheckReport, FileReport, check_file, check_text
-from statestore.disk.contract import BeforeCommit, Known, Numbers, State, StateMeta, StateStore
+from statestore.disk.contract import (
+    BeforeCommit,
+    Known,
+    Numbers,
+    State,
+    StateMeta,
+    StateStore,
+    require_one_of,
+)
 from statestore.disk.history import Kind, Version, newest_first, version_of, versions_of_backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.locks import Lease, exclusion
@@ -39,6 +51,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from statestore.urls import StateUrl
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +112,7 @@ class RevisionStore(StateStore):
         keep_revisions: int,
     ) -> StateUrl:
         """Take the options that all kinds have; return where the state is."""
-        if on_mismatch not in get_args(OnMismatch):
-            raise UsageError(
-                f"on_mismatch is {on_mismatch!r}; it has to be one of {get_args(OnMismatch)}"
-            )
+        require_one_of(OnMismatch, "on_mismatch", on_mismatch)
         if keep_revisions < 2:
             raise UsageError(
                 f"keep_revisions is {keep_revisions}; it has to be 2 or more: the present one, and "

@@ -9,8 +9,9 @@ import click
 from statestore.cli.exits import EPILOG
 from statestore.cli.options import state_option
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.audit import AuditLog
+from statestore.urls import StateUrl
 
 
 @click.group("audit", epilog=EPILOG, invoke_without_command=True)

@@ -11,11 +11,12 @@ from statestore.cli.exits import EPILOG, code_for
 from statestore.cli.guarded import prune, retention
 from statestore.cli.options import FILE, backup_dir_option, state_option
 from statestore.cli.output import note, print_json
-from statestore.config import Places, Settings, StateUrl, load_settings, places
+from statestore.config import Places, Settings, load_settings, places
 from statestore.disk.checking import check_file
 from statestore.disk.history import read_document
 from statestore.disk.store import StateStore
 from statestore.errors import StateCorrupt, StateError, StateMissing, UsageError
+from statestore.urls import StateUrl
 
 
 @click.command("backup", epilog=EPILOG)

@@ -21,12 +21,13 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.checking import CheckReport, FileReport, saved_at
 from statestore.disk.store import StateStore
 from statestore.disk.surroundings import is_network
 from statestore.errors import StateCorrupt, StateError
 from statestore.times import format_instant, now
+from statestore.urls import StateUrl
 
 
 @click.command("check", epilog=EPILOG)

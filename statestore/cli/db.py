@@ -15,9 +15,10 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.errors import LeaseHeld, SchemaOutdated, UsageError
 from statestore.repair.rebuild import halted
+from statestore.urls import StateUrl
 
 if TYPE_CHECKING:
     from statestore.backends.postgres import PostgresStore

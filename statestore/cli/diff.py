@@ -18,11 +18,12 @@ from statestore.cli.options import (
 )
 from statestore.cli.output import note, print_json
 from statestore.cli.versions import path_of
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.codec import Document, parse, to_json
 from statestore.disk.history import differences
 from statestore.disk.store import StateStore
 from statestore.errors import Place, UsageError
+from statestore.urls import StateUrl
 
 
 @click.command("diff", epilog=EPILOG)

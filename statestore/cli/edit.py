@@ -24,13 +24,14 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, editor, load_settings, places
+from statestore.config import editor, load_settings, places
 from statestore.disk import codec, durable
 from statestore.disk.history import changed_sections, differences
 from statestore.disk.store import State, StateStore
 from statestore.errors import StateInvalid, UsageError
 from statestore.repair.entries import read_entries, recorded_of
 from statestore.repair.rebuild import halted
+from statestore.urls import StateUrl
 
 
 @click.command("edit", epilog=EPILOG)

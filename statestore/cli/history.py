@@ -13,11 +13,12 @@ from statestore.cli.options import backup_dir_option, state_option
 from statestore.cli.output import print_json
 from statestore.cli.screen import console
 from statestore.cli.versions import as_json
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.history import Version
 from statestore.disk.store import StateStore
 from statestore.errors import Place
 from statestore.times import format_instant
+from statestore.urls import StateUrl
 
 
 @click.command("history", epilog=EPILOG)

@@ -10,9 +10,10 @@ import click
 from statestore.cli.exits import EPILOG
 from statestore.cli.options import kill_switch_option, state_option
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, operator, places
+from statestore.config import load_settings, operator, places
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
+from statestore.urls import StateUrl
 
 
 @click.group("kill-switch", epilog=EPILOG)

@@ -18,7 +18,8 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
+from statestore.urls import StateUrl
 
 
 class _Amount(click.ParamType[Decimal]):

@@ -8,13 +8,8 @@ from typing import Any
 
 import click
 
-from statestore.backends.mirror import (
-    Held,
-    Mirror,
-    document_of,
-    require_mirror,
-    restore_document,
-)
+from statestore.backends.mirror import Mirror, document_of, require_mirror, restore_document
+from statestore.backends.mirrored import Held
 from statestore.cli.differences import preview, show_differences
 from statestore.cli.exits import EPILOG, UNPROVEN, code_for
 from statestore.cli.guarded import called_now, present, replace_state, retention
@@ -27,7 +22,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note, print_json
-from statestore.config import StateUrl, load_settings, load_trading_state_settings, places
+from statestore.config import load_settings, load_trading_state_settings, places
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import (
@@ -39,6 +34,7 @@ from statestore.errors import (
     StateMissing,
 )
 from statestore.times import format_instant
+from statestore.urls import StateUrl
 
 
 class _FileIsNewer(RevisionConflict):

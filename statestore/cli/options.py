@@ -15,9 +15,10 @@ from typing import Any
 import click
 
 from statestore.amounts import parse_amount
-from statestore.config import Settings, StateUrl, state_at
+from statestore.config import Settings
 from statestore.errors import Place, UsageError
 from statestore.times import parse_instant
+from statestore.urls import StateUrl, state_at
 
 # Whether a file can be read is said by whoever reads it, with that error's own exit code.
 FILE = click.Path(path_type=Path, readable=False)

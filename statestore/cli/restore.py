@@ -21,7 +21,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.versions import At, Pick
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.codec import META, Document
 from statestore.disk.history import differences
 from statestore.disk.store import StateStore
@@ -33,6 +33,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from statestore.urls import StateUrl
 
 # Top-level keys by which exports, and backups of other programs, are known.
 _FOREIGN = ("backup_timestamp", "exported_at")

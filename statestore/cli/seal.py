@@ -14,8 +14,9 @@ from statestore.cli.options import (
     kill_switch_option,
     state_option,
 )
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.store import StateStore
+from statestore.urls import StateUrl
 
 
 @click.command("seal", epilog=EPILOG)

@@ -11,9 +11,10 @@ from statestore.cli.exits import EPILOG
 from statestore.cli.options import backup_dir_option, state_option
 from statestore.cli.output import note, print_json
 from statestore.cli.versions import At, Pick, described
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk import codec
 from statestore.disk.store import StateStore
+from statestore.urls import StateUrl
 
 
 @click.command("show", epilog=EPILOG)

@@ -18,7 +18,6 @@ from statestore.cli.output import note, print_json
 from statestore.cli.screen import tell
 from statestore.config import (
     Places,
-    StateUrl,
     TradingStateSettings,
     load_settings,
     load_trading_state_settings,
@@ -32,6 +31,7 @@ from statestore.runtime.legacy import is_closed
 from statestore.runtime.sections import describe
 from statestore.runtime.validation import problems
 from statestore.times import NANOSECONDS, now, parse_instant
+from statestore.urls import StateUrl
 
 
 @click.group(

@@ -21,7 +21,7 @@ from statestore.cli.options import (
     yes_option,
 )
 from statestore.cli.output import note
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.disk.audit import AuditLog
 from statestore.disk.backups import REPAIRS
 from statestore.disk.codec import Document
@@ -35,6 +35,7 @@ from statestore.errors import (
     StateError,
     StateMissing,
 )
+from statestore.urls import StateUrl
 
 _OTHERWISE = "`statestore history` lists what is at hand, `statestore restore --file` takes one"
 

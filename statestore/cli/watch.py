@@ -27,9 +27,10 @@ from statestore.cli.options import (
     state_option,
 )
 from statestore.cli.sources import set_up_logging
-from statestore.config import StateUrl, load_settings, places
+from statestore.config import load_settings, places
 from statestore.errors import BackendError, Place, StateError, UsageError
 from statestore.times import NANOSECONDS, now, parse_instant
+from statestore.urls import StateUrl
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

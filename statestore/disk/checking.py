@@ -6,6 +6,7 @@ not read is reported, never raised; only a folder that cannot be listed is an er
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from statestore.disk.locks import holder_since
 from statestore.disk.reading import fell_behind, lost_meta
 from statestore.errors import Place
 
-_STATUS: dict[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
+# What is said of a document that reads.
+STATUS_OF: Mapping[codec.Trust, Literal["good", "adopted", "mismatch"]] = {
     codec.Trust.SEALED: "good",
     codec.Trust.ADOPTED: "adopted",
     codec.Trust.MISMATCH: "mismatch",
@@ -133,7 +135,7 @@ def check_text(path: Place, data: bytes) -> FileReport:
     except (codec.Damaged, codec.TooNew) as error:
         return FileReport(path, "damaged", why=str(error))
     saved_at = document.meta.saved_at if document.meta else ""
-    return FileReport(path, _STATUS[document.trust], document.revision, saved_at, document.why)
+    return FileReport(path, STATUS_OF[document.trust], document.revision, saved_at, document.why)
 
 
 def saved_at(report: FileReport) -> int | None:

@@ -24,6 +24,9 @@ What is promised:
 
 A right sum vouches for the file: this module wrote it, so the slow checks are skipped. The sum
 finds damage and edits; it is no signature and proves nothing about who wrote the file.
+
+Which values a state may hold is in `statestore.disk.values`. One module, because what is read and
+what is written have to agree to the byte, and a change to one that forgets the other loses states.
 """
 
 from __future__ import annotations
@@ -32,22 +35,28 @@ import functools
 import hashlib
 import json
 import marshal
-import math
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
-from types import NoneType
 from typing import Any, Literal
 
 import msgspec
 
+from statestore.disk.values import (
+    MAX_DEPTH,
+    SCALARS,
+    Refused,
+    bad_key,
+    dotted,
+    examine,
+    examine_value,
+)
 from statestore.errors import Place, StateInvalid
 
 FORMAT = 1
 META = "_meta"
 MAX_BYTES = 64 * 1024 * 1024
-MAX_DEPTH = 200  # levels of objects and arrays, the document itself included
 
 Numbers = Literal["float", "decimal"]
 
@@ -60,8 +69,6 @@ _HEAD = re.compile(
 _META_BODY = b'{"format": 1, "revision": '
 HEAD_BYTES = 128
 
-_PLAIN = frozenset({str, int, bool, NoneType})
-_SCALARS = _PLAIN | {float}
 # Memory is not free: of a longer snapshot only the hash is remembered, and of a section whose text
 # is longer nothing, since to examine its snapshot would mean to have it twice.
 _LONG_SNAPSHOT = 1 << 18
@@ -90,14 +97,6 @@ class Damaged(Exception):
 
 class TooNew(Exception):
     """The document names a format this version does not know."""
-
-
-class _Refused(Exception):
-    """A value that JSON cannot hold; `steps` is filled from the inside out."""
-
-    def __init__(self, reason: str, *steps: str) -> None:
-        super().__init__(reason)
-        self.steps = list(steps)
 
 
 class Meta(msgspec.Struct, frozen=True):
@@ -291,7 +290,7 @@ def _examine_strictly(data: bytes) -> None:
     """Refuse what a lenient reader would take: for texts that no sum vouches for."""
     try:
         data.decode()
-        _examine(_decode_float(data), MAX_DEPTH)
+        examine(_decode_float(data), MAX_DEPTH)
         json.loads(data, object_pairs_hook=_refuse_duplicates, parse_float=Decimal)
     except ArithmeticError:
         raise Damaged("holds a number whose exponent is beyond every magnitude") from None
@@ -301,8 +300,8 @@ def _examine_strictly(data: bytes) -> None:
         raise Damaged(f"is not UTF-8 at byte {error.start}") from None
     except msgspec.MsgspecError as error:
         raise Damaged(f"is not strict JSON: {error}") from None
-    except _Refused as refused:
-        raise Damaged(f"at {_dotted(refused.steps)}: {refused}") from None
+    except Refused as refused:
+        raise Damaged(f"at {dotted(refused.steps)}: {refused}") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
@@ -332,12 +331,12 @@ def encode(
     encoded = {}
     for key, value in state.items():
         if type(key) is not str:
-            refused = _bad_key(key)
+            refused = bad_key(key)
             raise _invalid(path, refused.steps, str(refused))
         if key != META:
             former, section = remembered.get(key, _NOTHING)
             # A scalar that is the very same object is the same value: it cannot change.
-            if section is None or former is not value or type(value) not in _SCALARS:
+            if section is None or former is not value or type(value) not in SCALARS:
                 section = _section_again(key, value, path, remembered)
             encoded[key] = section
     if remembered.keys() != encoded.keys():
@@ -395,7 +394,7 @@ def _opening(key: str) -> bytes:
 
 def _text(value: object) -> bytes:
     """Return a value as it stands in a file: two-space indent, one level deep."""
-    if type(value) in _SCALARS:
+    if type(value) in SCALARS:
         return _encode(value)
     # Inside an object, which is taken off again: a second pass to indent would cost more.
     inside = msgspec.json.format(_encode({"": value}), indent=2)
@@ -404,10 +403,10 @@ def _text(value: object) -> bytes:
 
 def _section(key: str, value: object, path: Place) -> Section:
     try:
-        decimals = _examine_value(value, MAX_DEPTH - 1)
+        decimals = examine_value(value, MAX_DEPTH - 1)
         _encode(key)
         return Section(_text(value), decimals)
-    except _Refused as refused:
+    except Refused as refused:
         raise _invalid(path, [*refused.steps, key], str(refused)) from None
     except (UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
         raise _invalid(path, *_culprit(key, value, error)) from None
@@ -422,7 +421,7 @@ def _section_again(key: str, value: object, path: Place, remembered: Remembered)
     examined, not the value: that another thread may have changed since the snapshot was taken.
     """
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in SCALARS:
         section = _section(key, value, path)
         remembered[key] = value, section
         return section
@@ -451,70 +450,6 @@ def _section_again(key: str, value: object, path: Place, remembered: Remembered)
     return known
 
 
-def _examine_value(value: object, levels: int) -> bool:
-    """Refuse what JSON cannot hold and msgspec would write anyhow; tell if there are Decimals."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return False
-    if isinstance(value, (dict, list, tuple)):
-        return _examine(value, levels)
-    if kind is float:
-        _examine_float(value)  # type: ignore[arg-type]  # kind says so
-        return False
-    if kind is Decimal:
-        _examine_decimal(value)  # type: ignore[arg-type]  # kind says so
-        return True
-    raise _Refused(f"a {kind.__name__} cannot be saved as JSON")
-
-
-def _examine(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:
-    if levels <= 0:
-        raise _Refused(f"nested deeper than {MAX_DEPTH} levels, or contains itself")
-    children: Iterable[tuple[Any, Any]]
-    step_kind: type
-    if isinstance(value, dict):
-        children, step_kind = value.items(), str
-    elif _PLAIN.issuperset(map(type, value)):
-        return False  # a list is mostly of one kind, and this asks all of it in one go
-    else:
-        children, step_kind = enumerate(value), int
-    decimals = False
-    # This loop is most of what a save computes: the common kinds first, and no calls for them.
-    for step, item in children:
-        if type(step) is not step_kind:
-            raise _bad_key(step)
-        kind = type(item)
-        if kind is str or (kind is float and math.isfinite(item)) or kind in _PLAIN:
-            continue
-        try:
-            if kind is dict or kind is list:
-                decimals |= _examine(item, levels - 1)
-            else:
-                decimals |= _examine_value(item, levels - 1)
-        except _Refused as refused:
-            refused.steps.append(str(step))
-            raise
-    return decimals
-
-
-def _bad_key(key: object) -> _Refused:
-    kind = type(key).__name__
-    return _Refused(f"the key {key!r} is a {kind}; keys of a JSON object are text", str(key))
-
-
-def _examine_float(value: float) -> None:
-    if not math.isfinite(value):
-        name = "NaN" if math.isnan(value) else "Infinity"
-        raise _Refused(f"{name} cannot be saved as JSON")
-
-
-def _examine_decimal(value: Decimal) -> None:
-    if not value.is_finite():
-        raise _Refused(f"{'NaN' if value.is_nan() else 'Infinity'} cannot be saved as JSON")
-    if value.adjusted() >= 308 and math.isinf(float(value)):
-        raise _Refused("a Decimal beyond the range of a float cannot be loaded again as a float")
-
-
 def _culprit(key: object, value: object, error: Exception) -> tuple[list[str], str]:
     """Return the steps to the innermost value that does not encode, from inside out, and why."""
     if isinstance(error, RecursionError):
@@ -538,11 +473,5 @@ def _children(value: object) -> Iterable[tuple[object, object]]:
 
 
 def _invalid(path: Place, steps: list[str], why: str) -> StateInvalid:
-    name = _dotted(steps)
+    name = dotted(steps)
     return StateInvalid(path, f"{name}: {why} ({path} is unchanged)", name)
-
-
-def _dotted(steps: list[str]) -> str:
-    """Return the path of a field; a key that is no text itself is shown as Python shows it."""
-    dotted = ".".join(reversed(steps)) or "the document"
-    return dotted.encode("utf-8", "backslashreplace").decode()

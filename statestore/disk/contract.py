@@ -13,7 +13,9 @@ is gone with the process, for tests. A bot is the same on each. What all of them
 * the document of a revision is the same text everywhere, to the byte (`statestore.disk.codec`):
   a backup of one store can be restored into another.
 
-Where a store is kept decides what a power cut or a lost network costs; each module says that.
+Where a store is kept decides what a power cut or a lost network costs; each module says that. One
+module, because it is what a caller reads: a third of it is the promise of each method, and what it
+raises, in one place for all kinds.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from statestore.config import BESIDE_A_DATABASE, StateUrl
+from statestore.config import BESIDE_A_DATABASE
 from statestore.disk import codec
 from statestore.disk.backups import Backups, copy_to
 from statestore.disk.durable import Durability
@@ -41,6 +43,7 @@ from statestore.errors import (
     StateMissing,
     UsageError,
 )
+from statestore.urls import StateUrl
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -66,6 +69,16 @@ _BACKENDS = {
     "postgres": "statestore.backends.postgres:PostgresStore",
     "memory": "statestore.backends.memory:MemoryStore",
 }
+
+
+def require_one_of(choices: Any, name: str, value: object) -> None:
+    """Refuse an option that is none of a `Literal`'s.
+
+    Raises:
+        UsageError: names those there are.
+    """
+    if value not in get_args(choices):
+        raise UsageError(f"{name} is {value!r}; it has to be one of {get_args(choices)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ What is promised, on a local POSIX file system whose fsync is honest:
 The temporary name is fixed per target (``NAME.tmp``), so litter of a killed writer cannot pile up:
 the next writer takes it away. Callers serialise writers of one target (`statestore.disk.store` by
 its lock). NFS is out of scope: rename(2) is not atomic there for other clients.
+
+One module, because a test or a person that asks what can happen to a file looks in one place, and
+`replace_file` is long because the order of its calls is what is promised: they stand there in that
+order, each under the name that an error gives it.
 """
 
 # Here one call is one system call, and tests make each of them fail by its name in `os`. On the way
@@ -34,14 +38,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from statestore import times
-from statestore.disk import surroundings
-from statestore.errors import SaveFailed, SaveNotDurable, UsageError
+from statestore.disk import single_sync
+from statestore.errors import SaveFailed, SaveNotDurable
 
 # full: fsync of the file, rename, fsync of the folder. relaxed: no fsync at all. single-sync: the
-# data is written out before the rename, and one fsync after it flushes both; see `write_out`.
+# data is written out before the rename, and one fsync after it flushes both; see that module.
 Durability = Literal["full", "relaxed", "single-sync"]
 
 NEW_FILE_MODE = 0o600
@@ -62,13 +66,6 @@ _LINKS_UNSUPPORTED = {
     errno.EXDEV,
 }
 _BLOCK = 1 << 20
-_PAGE = 4096
-_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
-_WRITE_AND_WAIT = 7  # and SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WAIT_AFTER
-
-
-_single_sync_devices: set[int] = set()
-_libc: Any = None
 
 
 class NotAFile(Exception):
@@ -144,19 +141,17 @@ def replace_file(
         write_all(descriptor, data)
         if finish is not None:
             if durability != "relaxed":
-                _start_writing(descriptor)
-            part = finish()
-            os.lseek(descriptor, part.start, os.SEEK_SET)
-            write_all(descriptor, data[part])
+                single_sync.start_writing(descriptor)
+            _write_again(descriptor, data, finish())
         _take_over(descriptor, previous)
         if durability == "full":
             step = "fsync"
             os.fsync(descriptor)
         elif durability == "single-sync":
-            if previous is None or previous.st_dev not in _single_sync_devices:
-                require_single_sync(path)
+            if previous is None or not single_sync.is_fit(previous.st_dev):
+                single_sync.require(path)
             step = "write out"
-            write_out(descriptor)
+            single_sync.write_out(descriptor)
         if before_commit is not None:
             step = None  # what it raises is the caller's
             before_commit()
@@ -169,21 +164,9 @@ def replace_file(
             _drop(link)
         step = "rename"
         os.replace(temporary, name)
-        # After the rename: it changes the inode's ctime, which callers compare.
-        try:
-            status = os.fstat(descriptor)
-        except OSError as error:
-            raise _not_durable(path, "fstat", error) from error
-        if previous is not None and status.st_gid != previous.st_gid:
-            # The folder gave it another group than the process has (setgid).
-            with suppress(OSError):
-                os.fchown(descriptor, -1, previous.st_gid)
-                status = os.fstat(descriptor)
+        status = _status_in_place(path, descriptor, previous)
         if durability == "single-sync":
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                _take_back(path, keep_previous, error)
+            _fsync_or_take_back(path, descriptor, keep_previous)
     except OSError as error:
         _drop(temporary)
         if step is None:
@@ -342,73 +325,46 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def require_single_sync(path: Path) -> None:
-    """Refuse a file on a file system that one fsync is not enough for.
+def _write_again(descriptor: int, data: bytes | bytearray, part: slice) -> None:
+    os.lseek(descriptor, part.start, os.SEEK_SET)
+    write_all(descriptor, data[part])
 
-    A save asks again only where the device is another one than before.
+
+def _status_in_place(
+    path: Path, descriptor: int, previous: os.stat_result | None
+) -> os.stat_result:
+    """Return the status of the new file, and give it the group of the one it replaced.
+
+    After the rename: that changes the inode's ctime, which callers compare.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError as error:
+        raise _not_durable(path, "fstat", error) from error
+    if previous is not None and status.st_gid != previous.st_gid:
+        # The folder gave it another group than the process has (setgid).
+        with suppress(OSError):
+            os.fchown(descriptor, -1, previous.st_gid)
+            status = os.fstat(descriptor)
+    return status
+
+
+def _fsync_or_take_back(path: Path, descriptor: int, kept: Path | None) -> None:
+    """Flush the new file; where that fails, put the former one under its name again.
+
+    It may not be on the disk, and a second fsync would not tell.
 
     Raises:
-        UsageError: it is neither xfs nor ext4 with a journal and ordered data, or cannot be told.
+        SaveFailed: the former file stands again.
+        SaveNotDurable: it could not be put back.
     """
-    device = _device_of(path)
-    _single_sync_devices.discard(device)
-    found = surroundings.file_system_of(path)
-    if found not in ("xfs", "ext4 (data=ordered)"):
-        raise UsageError(
-            f'durability="single-sync" needs xfs, or ext4 with a journal and data=ordered; '
-            f'{path} is on {found}: use durability="full"'
-        )
-    _single_sync_devices.add(device)
-
-
-def _device_of(path: Path) -> int:
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent  # it will be made on the file system of the one above it
-    return os.stat(folder).st_dev
-
-
-def write_out(descriptor: int) -> None:
-    """Hand a file's bytes to the disk and wait until it has them, if only in its cache.
-
-    The file system then has nothing left to write before it may log the rename, and on the way to
-    the disk its log flushes the disk's cache first. So on ext4 and xfs, which log in order, whoever
-    finds the new name finds the new bytes. No POSIX call promises that.
-    """
-    _sync_file_range(descriptor, 0, _WRITE_AND_WAIT)
-
-
-def _start_writing(descriptor: int) -> None:
-    """Hint that a file is to be written out; its first page, which will change again, later.
-
-    That it cannot be done means nothing, and an error of the disk is the next fsync's to tell.
-    """
-    with suppress(OSError, ImportError, AttributeError):
-        _sync_file_range(descriptor, _PAGE, _START_WRITING)
-
-
-def _sync_file_range(descriptor: int, start: int, flags: int) -> None:
-    global _libc
-    if _libc is None:
-        import ctypes  # it costs a short command more than the rest of this module
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.sync_file_range.argtypes = (
-            ctypes.c_int,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.c_uint,
-        )
-        _libc = libc
-    if _libc.sync_file_range(descriptor, start, 0, flags) != 0:
-        import ctypes
-
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        _take_back(path, kept, error)
 
 
 def _take_back(path: Path, kept: Path | None, error: OSError) -> None:
-    """Put the former file under its name again, whose successor may not be on the disk."""
     try:
         if kept is None:
             raise error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from statestore import times
 from statestore.disk import codec, durable
+from statestore.disk.checking import STATUS_OF
 from statestore.errors import Place, StateCorrupt, StateError, StateInvalid, StateMissing
 
 if TYPE_CHECKING:
@@ -23,11 +24,6 @@ Kind = Literal["state", "bak", "former", "backup", "quarantined"]
 Status = Literal["good", "adopted", "mismatch", "damaged"]
 
 _KINDS: tuple[Kind, ...] = ("state", "bak", "former", "backup", "quarantined")
-_STATUS: dict[codec.Trust, Status] = {
-    codec.Trust.SEALED: "good",
-    codec.Trust.ADOPTED: "adopted",
-    codec.Trust.MISMATCH: "mismatch",
-}
 _WHOLE = "*"
 _MOMENT = 60 * times.NANOSECONDS
 
@@ -244,7 +240,7 @@ def version_of(
     return Version(
         path,
         kind,
-        _STATUS[document.trust],
+        STATUS_OF[document.trust],
         _instant(meta.saved_at, time),
         size,
         revision=document.revision,

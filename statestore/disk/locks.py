@@ -175,17 +175,20 @@ def take_lease(state_path: Path, lease_path: Path) -> Lease:
     try:
         if not _acquire_until(time.monotonic() + _LEASE_PATIENCE_SECONDS, lock, state_path):
             raise lease_held(state_path, lease_holder(lease_path) or {})
-        lock.describe(
-            {
-                "pid": os.getpid(),
-                "host": os.uname().nodename,
-                "since": times.format_instant(times.now()),
-            }
-        )
+        lock.describe(new_holder())
     except BaseException:
         lock.close()
         raise
     return FileLease(lock)
+
+
+def new_holder() -> dict[str, Any]:
+    """Return what is said of a lease that this process takes now: ``pid``, ``host``, ``since``."""
+    return {
+        "pid": os.getpid(),
+        "host": os.uname().nodename,
+        "since": times.format_instant(times.now()),
+    }
 
 
 def lease_holder(lease_path: Path) -> dict[str, Any] | None:

@@ -28,12 +28,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from statestore.disk import codec, durable
+from statestore.disk import codec, durable, single_sync
 from statestore.disk.backups import Backups, read_valid
 from statestore.disk.checking import CheckReport, check_files
-from statestore.disk.contract import BeforeCommit, Known
+from statestore.disk.contract import BeforeCommit, Known, require_one_of
 from statestore.disk.contract import Numbers as Numbers
 from statestore.disk.contract import State as State
 from statestore.disk.contract import StateMeta as StateMeta
@@ -101,17 +101,11 @@ class FileStore(StateStore):
         Raises:
             UsageError: an option means nothing, or ``single-sync`` on another file system.
         """
-        if on_mismatch not in get_args(OnMismatch):
-            raise UsageError(
-                f"on_mismatch is {on_mismatch!r}; it has to be one of {get_args(OnMismatch)}"
-            )
-        if durability not in get_args(Durability):
-            raise UsageError(
-                f"durability is {durability!r}; it has to be one of {get_args(Durability)}"
-            )
+        require_one_of(OnMismatch, "on_mismatch", on_mismatch)
+        require_one_of(Durability, "durability", durability)
         self.path = Path(os.path.realpath(path))
         if durability == "single-sync":
-            durable.require_single_sync(self.path)
+            single_sync.require(self.path)
         elif durability == "relaxed":
             logger.warning("saves do not survive a power cut", extra={"path": str(self.path)})
         self.durability: Durability = durability

@@ -7,13 +7,12 @@ reader (`statestore.disk.codec`), since it is read all the time.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
-from statestore.disk.codec import MAX_DEPTH
+from statestore.disk.values import MAX_DEPTH, is_beyond_a_float
 
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # half a character; two of them may be a whole one
 _MAX_DIGITS = 4_000  # of a whole number; Python reads a few more, and no bot has that many
@@ -91,7 +90,7 @@ def number(text: str) -> Decimal:
         value = Decimal(text)
     except ArithmeticError:
         raise NotStrict(f"the exponent of {text:.40} is beyond every magnitude") from None
-    if value.adjusted() >= 308 and math.isinf(float(value)):
+    if is_beyond_a_float(value):
         raise NotStrict(f"the number {text:.40} is beyond the range of a float")
     return value
 

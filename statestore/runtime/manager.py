@@ -33,7 +33,6 @@ from typing import Any
 from statestore import times
 from statestore.backends.mirror import Mirror, configured_mirror
 from statestore.config import (
-    StateUrl,
     TradingStateSettings,
     load_settings,
     load_trading_state_settings,
@@ -54,6 +53,7 @@ from statestore.errors import (
 from statestore.runtime.legacy import is_closed, read_legacy
 from statestore.runtime.session import TradingSession
 from statestore.runtime.validation import problems
+from statestore.urls import StateUrl
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,8 @@ from uuid import UUID, uuid4
 
 from statestore.amounts import ZERO, exact, parse_amount, written
 from statestore.backends.database import Database
-from statestore.backends.positions import PositionTables, as_uuid
+from statestore.backends.positions import PositionTables
+from statestore.backends.rows import as_uuid
 from statestore.errors import StateStoreError, UsageError
 from statestore.model import (
     ExchangeOrder,

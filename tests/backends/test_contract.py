@@ -92,11 +92,11 @@ def damage(store: StateStore, make: Callable[[bytes], bytes]) -> None:
         newest = max(documents)
         documents[newest] = make(documents[newest])
     else:
-        (present,) = store._rows(
+        (present,) = store._tables.rows(
             "SELECT revision, document FROM {schema}.revisions "
             "WHERE name = %(name)s ORDER BY revision DESC LIMIT 1"
         )
-        store._rows(
+        store._tables.rows(
             "UPDATE {schema}.revisions SET document = %(document)s "
             "WHERE name = %(name)s AND revision = %(revision)s RETURNING 1",
             revision=present[0],

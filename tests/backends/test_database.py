@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from statestore.backends.database import Database, migrations
+from statestore.backends.database import Database
+from statestore.backends.migrations import Migration, migrations
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
 from tests.backends.proxy import Proxy
 from tests.servers import PostgresServer, free_port
@@ -73,7 +74,7 @@ def test_a_migration_that_fails_leaves_nothing(
 ) -> None:
     from statestore.backends import database as module
 
-    broken = module.Migration(1, "broken", "0" * 64, "CREATE TABLE half (a int); SELECT no_such();")
+    broken = Migration(1, "broken", "0" * 64, "CREATE TABLE half (a int); SELECT no_such();")
     monkeypatch.setattr(module, "migrations", lambda: (broken,))
     database = Database(postgres.url, schema=schema_name)
     with pytest.raises(BackendError, match="no_such"):

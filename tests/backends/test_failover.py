@@ -339,14 +339,15 @@ def test_what_is_acknowledged_is_flushed_whatever_the_setting(
 ) -> None:
     """The statement sets it for itself, as it is looked at from inside."""
     seen = []
-    with store._writing.taken() as connection:
+    with store._tables.writing() as connection:
         connection.execute("SET synchronous_commit = off")
         connection.execute("BEGIN")
-        store._swap_in_database(
+        store._tables.swap(
             store._pointer(),
             type(store._pointer())(2, "0" * 64),
             b"{}",
             None,
+            keep=100,
         )
         seen.append(connection.execute("SHOW synchronous_commit").fetchone())
         connection.execute("ROLLBACK")
@@ -355,7 +356,7 @@ def test_what_is_acknowledged_is_flushed_whatever_the_setting(
 
 def test_a_server_that_only_reads_is_named_as_that(store: StateStore, database: Database) -> None:
     state = store.load()
-    with store._writing.taken() as connection:
+    with store._tables.writing() as connection:
         connection.execute("SET default_transaction_read_only = on")
     state["n"] = 2
     with pytest.raises(BackendUnavailable, match="target_session_attrs=read-write"):

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore import StateStore
-from statestore.backends import influx as module
-from statestore.backends.influx import Influx, lines, tag, untag
-from statestore.backends.mirror import Change, Mirror, Revision, Series
+from statestore.backends import points
+from statestore.backends.influx import Influx
+from statestore.backends.mirror import Mirror
+from statestore.backends.mirrored import Change, Revision, Series
+from statestore.backends.points import lines, tag, untag
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, ContentRefused
 from tests.servers import InfluxServer, free_port, running_influx
 
@@ -98,7 +100,7 @@ def test_a_long_document_is_cut_between_characters_and_its_first_piece_comes_las
         "part=0",
     ]
     assert all(len(line) < 65_535 for line in told)
-    assert b"".join(part.encode() for part in module._parts(document)) == document
+    assert b"".join(part.encode() for part in points._parts(document)) == document
 
 
 # A real server

@@ -11,7 +11,8 @@ import pytest
 
 from statestore import StateStore
 from statestore.backends.influx import Influx
-from statestore.backends.mirror import Mirror, Revision, Series
+from statestore.backends.mirror import Mirror
+from statestore.backends.mirrored import Revision, Series
 from statestore.errors import BackendError, BackendUnavailable
 from tests.backends.influx_v2 import TOKEN, Recorder, recording_influx
 

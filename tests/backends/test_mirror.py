@@ -17,7 +17,8 @@ import pytest
 from statestore import StateStore
 from statestore.backends import mirror as module
 from statestore.backends.influx import Influx
-from statestore.backends.mirror import Mirror, Series, restore_document
+from statestore.backends.mirror import Mirror, restore_document
+from statestore.backends.mirrored import Series
 from statestore.config import load_trading_state_settings
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, StateCorrupt
 from tests.servers import InfluxServer, free_port

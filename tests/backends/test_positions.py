@@ -10,7 +10,8 @@ from uuid import uuid4
 import pytest
 
 from statestore.backends.database import Database
-from statestore.backends.positions import PositionTables, read_metadata
+from statestore.backends.positions import PositionTables
+from statestore.backends.rows import read_metadata
 from statestore.errors import BackendError, UsageError
 from statestore.model import (
     Order,

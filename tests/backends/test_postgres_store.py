@@ -82,14 +82,14 @@ def test_another_content_of_the_same_revision_is_a_conflict(make: Make) -> None:
     bot = saved(make(), 1)
     state = bot.load()
     saved(make(state="other"), 9)
-    with bot._writing.taken() as connection:
+    with bot._tables.writing() as connection:
         for text in (
             "UPDATE {schema}.revisions a SET sha256 = b.sha256, document = b.document "
             "FROM {schema}.revisions b WHERE a.name = 'default' AND b.name = 'other'",
             "UPDATE {schema}.states a SET sha256 = b.sha256 "
             "FROM {schema}.states b WHERE a.name = 'default' AND b.name = 'other'",
         ):
-            connection.execute(bot._text(text))
+            connection.execute(bot._tables.text(text))
     assert bot.changed()
     state["n"] = 2
     with pytest.raises(RevisionConflict):
@@ -147,12 +147,12 @@ def test_a_listener_is_told_and_asks_nobody(make: Make, monkeypatch: pytest.Monk
     reader, writer = make(), make()
     reader.load()
     reader.changed()
-    wait_until(lambda: reader._ears.listener(reader._new_listener).heard() is not None)
-    reader._reading.close()
+    wait_until(lambda: reader._ears.listener(reader._tables.new_listener).heard() is not None)
+    reader._tables._reading.close()
     assert not reader.changed()
     saved(writer, 1)
     wait_until(reader.changed)
-    assert reader._reading._connection is None  # nobody was asked
+    assert reader._tables._reading._connection is None  # nobody was asked
 
 
 def test_without_a_listener_the_database_is_asked(
@@ -171,13 +171,13 @@ def test_a_listener_whose_connection_broke_listens_again(make: Make, database: D
     reader = make()
     reader.load()
     reader.changed()
-    ears = reader._ears.listener(reader._new_listener)
+    ears = reader._ears.listener(reader._tables.new_listener)
     wait_until(lambda: ears.heard() is not None)
     with database.transaction() as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE query LIKE '%%' || %s || '%%' AND pid <> pg_backend_pid()",
-            [reader._channel],
+            [reader._tables.channel],
         )
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
@@ -196,7 +196,7 @@ def test_a_swallowed_notification_is_late_and_not_lost(
     reader, writer = make(), make()
     reader.load()
     reader.changed()
-    writer._channel = "statestore_elsewhere"
+    writer._tables.channel = "statestore_elsewhere"
     saved(writer, 1)
     wait_until(reader.changed)
 
@@ -209,11 +209,11 @@ def test_a_notification_of_somebody_else_does_not_end_the_listening(
     writer = saved(make(), 1)
     reader = make()
     reader.load()
-    ears = reader._ears.listener(reader._new_listener)
+    ears = reader._ears.listener(reader._tables.new_listener)
     wait_until(lambda: ears.heard() is not None)
     for text in ("", "rubbish", "7", "-1 x", "\u0663 x"):
         with database.transaction() as connection:
-            connection.execute("SELECT pg_notify(%s, %s)", [reader._channel, text])
+            connection.execute("SELECT pg_notify(%s, %s)", [reader._tables.channel, text])
     saved(writer, 2)
     wait_until(lambda: (heard := ears.heard()) is not None and heard[0] == writer._seen.pointer)  # type: ignore[union-attr]
 
@@ -231,8 +231,8 @@ def test_the_present_revision_cannot_be_deleted_by_accident(make: Make) -> None:
     store = saved(make(), 1, 2)
     for text in ("revisions WHERE revision = 2", "states"):
         with pytest.raises(psycopg.errors.ForeignKeyViolation):
-            with store._writing.taken() as connection:
-                connection.execute(store._text("DELETE FROM {schema}." + text))
+            with store._tables.writing() as connection:
+                connection.execute(store._tables.text("DELETE FROM {schema}." + text))
     assert store.load()["n"] == 2
 
 
@@ -242,9 +242,9 @@ def test_backups_of_a_state_that_is_not_there_are_no_first_start(make: Make) -> 
     elsewhere = make(state="elsewhere")
     assert elsewhere.load() == {}
     saved(elsewhere, 1).backup()
-    with elsewhere._writing.taken() as connection:
+    with elsewhere._tables.writing() as connection:
         connection.execute(
-            elsewhere._text("UPDATE {schema}.states SET revision = NULL, sha256 = NULL")
+            elsewhere._tables.text("UPDATE {schema}.states SET revision = NULL, sha256 = NULL")
         )
     with pytest.raises(StateMissing, match="right database"):
         make(state="elsewhere").load()
@@ -272,9 +272,9 @@ def test_a_document_that_is_not_the_one_pointed_to_is_refused(make: Make) -> Non
     from statestore.errors import StateChecksumMismatch
 
     store = saved(make(), 1, 2)
-    with store._writing.taken() as connection:
+    with store._tables.writing() as connection:
         connection.execute(
-            store._text(
+            store._tables.text(
                 "UPDATE {schema}.revisions a SET document = b.document "
                 "FROM {schema}.revisions b WHERE a.revision = 2 AND b.revision = 1"
             )

@@ -9,9 +9,10 @@ import pytest
 from statestore import StateStore
 from statestore.backends.database import Database
 from statestore.backends.postgres import PostgresStore
-from statestore.config import StateUrl, database_url, load_settings
+from statestore.config import database_url, load_settings
 from statestore.errors import ConfigError
 from statestore.runtime.bootstrap import BootstrapSystem
+from statestore.urls import StateUrl
 from tests.servers import PostgresServer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.disk import durable
+from statestore.disk import single_sync
 from tests.crash import lab, subjects
 from tests.crash.disk import MODELS, Model
 from tests.crash.lab import Tally
@@ -102,7 +102,7 @@ def test_what_a_killed_process_made_beside_the_state_is_flushed_by_the_next(
 @pytest.fixture
 def ordered_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take this file system for one that one fsync is enough for; the laboratory has its own."""
-    monkeypatch.setattr(durable, "require_single_sync", lambda _path: None)
+    monkeypatch.setattr(single_sync, "require", lambda _path: None)
 
 
 @pytest.mark.usefixtures("ordered_data")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore.disk import codec
+from statestore.disk.values import MAX_DEPTH
 from statestore.errors import StateInvalid
 
 PATH = Path("/var/lib/bot/state.json")
@@ -122,7 +123,7 @@ def test_text_that_is_not_utf8_is_damaged():
 @pytest.mark.parametrize("opening", ["[", '{"x":'])
 def test_nesting_of_any_depth_is_damaged_and_never_a_crash(opening):
     closing = "]" if opening == "[" else "}"
-    for depth in (codec.MAX_DEPTH, 100_000):
+    for depth in (MAX_DEPTH, 100_000):
         text = '{"a":' + opening * depth + "1" + closing * depth + "}"
         with pytest.raises(codec.Damaged, match="nested deeper than 200"):
             codec.parse(text.encode())
@@ -130,7 +131,7 @@ def test_nesting_of_any_depth_is_damaged_and_never_a_crash(opening):
 
 def test_nesting_up_to_the_limit_goes_both_ways():
     value: list = []
-    for _ in range(codec.MAX_DEPTH - 2):
+    for _ in range(MAX_DEPTH - 2):
         value = [value]
 
     data = written({"a": value}, revision=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.disk import codec, durable, reading, store
+from statestore.disk import codec, durable, reading, single_sync, store
 from statestore.disk.store import StateStore
 from statestore.errors import RevisionConflict
 
@@ -63,7 +63,7 @@ def test_a_save_makes_no_call_it_does_not_need(path, calls):
 def test_a_large_state_is_on_its_way_to_the_disk_while_its_sum_is_computed(path, monkeypatch):
     bot, state = saved_twice(path)
     order, seal = [], codec.seal
-    monkeypatch.setattr(durable, "_start_writing", lambda _file: order.append("write out"))
+    monkeypatch.setattr(single_sync, "start_writing", lambda _file: order.append("write out"))
     monkeypatch.setattr(codec, "seal", lambda *args: order.append("sum") or seal(*args))
 
     for size in (1_000, 300_000):

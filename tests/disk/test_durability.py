@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.disk import durable, surroundings
+from statestore.disk import single_sync, surroundings
 from statestore.disk.store import StateStore
 from statestore.errors import SaveFailed, SaveNotDurable, UsageError
 
@@ -23,7 +23,7 @@ def path(tmp_path):
 def flushed(monkeypatch):
     """What was flushed, in order: ``file``, ``folder``, ``write out``, and renames in between."""
     done = []
-    fsync, replace, write_out = os.fsync, os.replace, durable.write_out
+    fsync, replace, write_out = os.fsync, os.replace, single_sync.write_out
 
     def flush(descriptor):
         done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
@@ -39,14 +39,14 @@ def flushed(monkeypatch):
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(os, "replace", rename)
-    monkeypatch.setattr(durable, "write_out", out)
+    monkeypatch.setattr(single_sync, "write_out", out)
     return done
 
 
 @pytest.fixture
 def fit(monkeypatch):
     """As if every file system were one that a single fsync is enough for."""
-    monkeypatch.setattr(durable, "_single_sync_devices", set())
+    monkeypatch.setattr(single_sync, "_fit_devices", set())
     monkeypatch.setattr(surroundings, "file_system_of", lambda _path: "xfs")
 
 
@@ -148,7 +148,7 @@ def test_where_no_former_state_is_kept_a_single_sync_save_flushes_twice(path, fi
     ],
 )
 def test_single_sync_is_refused_where_it_is_not_enough(path, monkeypatch, found):
-    monkeypatch.setattr(durable, "_single_sync_devices", set())
+    monkeypatch.setattr(single_sync, "_fit_devices", set())
     monkeypatch.setattr(surroundings, "file_system_of", lambda _path: found)
 
     with pytest.raises(UsageError) as caught:
@@ -171,7 +171,7 @@ def test_single_sync_is_taken_where_this_very_file_system_is_fit_for_it(path):
 
 def test_a_folder_that_is_mounted_over_later_is_asked_about_again(path, fit, monkeypatch):
     bot = saved(path, 1, durability="single-sync")
-    monkeypatch.setattr(durable, "_single_sync_devices", set())
+    monkeypatch.setattr(single_sync, "_fit_devices", set())
     monkeypatch.setattr(surroundings, "file_system_of", lambda _path: "btrfs")
 
     with pytest.raises(UsageError, match="btrfs"):
@@ -202,7 +202,7 @@ def test_a_failed_write_out_leaves_the_former_state(path, fit, monkeypatch):
         raise EIO
 
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "write_out", fail)
+        patched.setattr(single_sync, "write_out", fail)
         with pytest.raises(SaveFailed, match="write out") as caught:
             bot.save({"n": 3})
 

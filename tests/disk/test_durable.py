@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.disk import durable
+from statestore.disk import durable, single_sync
 from statestore.errors import SaveFailed, SaveNotDurable
 
 ERRNOS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
@@ -207,7 +207,7 @@ def test_root_keeps_the_owner_of_the_file(target):
 
 def test_what_takes_long_to_compute_is_filled_in_while_the_disk_works(target, monkeypatch):
     data, started = bytearray(b"sum: 000, " + b"x" * 10_000), []
-    monkeypatch.setattr(durable, "_start_writing", started.append)
+    monkeypatch.setattr(single_sync, "start_writing", started.append)
 
     def finish():
         assert started
@@ -225,7 +225,7 @@ def test_a_disk_that_takes_no_hint_takes_the_save(target, monkeypatch):
     def refuse(*_args):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(durable, "_sync_file_range", refuse)
+    monkeypatch.setattr(single_sync, "_sync_file_range", refuse)
 
     durable.replace_file(target, bytearray(b"new"), finish=lambda: slice(0, 1))
 

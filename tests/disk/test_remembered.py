@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestore.disk import codec
+from statestore.disk.values import MAX_DEPTH
 from statestore.errors import StateInvalid
 
 PATH = Path("/var/lib/bot/state.json")
@@ -163,7 +164,7 @@ def test_cycles_and_depth_are_refused_every_time() -> None:
     cycle: list[object] = []
     cycle.append(cycle)
     deep = []
-    for _ in range(codec.MAX_DEPTH + 5):
+    for _ in range(MAX_DEPTH + 5):
         deep = [deep]
     deeper = []
     for _ in range(5000):

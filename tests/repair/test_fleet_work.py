@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from statestore.config import KeyNames, StateUrl, read_keys
+from statestore.config import KeyNames, read_keys
 from statestore.disk.store import StateStore
 from statestore.errors import ConfigError, CredentialsError
 from statestore.repair import fleet
@@ -25,6 +25,7 @@ from statestore.repair.fleet import Outcome, Result, Task, run_all
 from statestore.repair.fleetfile import load_fleet
 from statestore.repair.fleetwork import Work, works_of
 from statestore.simulated import fills
+from statestore.urls import StateUrl
 
 RECORDED = (
     '[defaults]\nstate = "{account}/s.json"\nfills = "{account}/fills.json"\n'
