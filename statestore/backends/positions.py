@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from uuid import UUID
 
+from statestore import times
 from statestore.amounts import ZERO
 from statestore.disk.codec import to_json
 from statestore.errors import BackendError, UsageError
@@ -70,6 +71,13 @@ _POSITION_STATUSES = {status.value: status for status in PositionStatus}
 _ORDER_SIDES = {side.value: side for side in OrderSide}
 _ORDER_TYPES = {kind.value: kind for kind in OrderType}
 _ORDER_STATUSES = {status.value: status for status in OrderStatus}
+
+
+class Stamps(NamedTuple):
+    """Rows by their ids, and the instant each was written last: a trigger notes every update."""
+
+    positions: dict[str, int]
+    orders: dict[str, int]
 
 
 class PositionTables:
@@ -250,6 +258,42 @@ class PositionTables:
     def insert_orders(self, connection: Connection, orders: Iterable[Order]) -> None:
         rows = [_order_row(order) for order in orders]
         self._insert(connection, "orders", _ORDER, rows)
+
+    def stamps(
+        self, connection: Connection, position_ids: Iterable[str], order_ids: Iterable[str]
+    ) -> Stamps:
+        """Return when rows were written last, of those that are there.
+
+        Every order of the positions is among them, named or not.
+        """
+        ids = [as_uuid(position_id) for position_id in position_ids]
+        positions = connection.execute(
+            self._query(
+                "SELECT id::text, updated_at FROM {schema}.positions WHERE id = ANY(%s) ORDER BY id"
+            ),
+            [ids],
+        ).fetchall()
+        orders = connection.execute(
+            self._query(
+                "SELECT order_id, updated_at FROM {schema}.orders "
+                "WHERE order_id = ANY(%s) OR position_id = ANY(%s) ORDER BY order_id"
+            ),
+            [list(order_ids), ids],
+        ).fetchall()
+        return Stamps(
+            *({i: times.instant_of(at) for i, at in rows} for rows in (positions, orders))
+        )
+
+    def delete(self, connection: Connection, stamps: Stamps) -> None:
+        """Delete rows, orders before their positions."""
+        connection.execute(
+            self._query("DELETE FROM {schema}.orders WHERE order_id = ANY(%s)"),
+            [list(stamps.orders)],
+        )
+        connection.execute(
+            self._query("DELETE FROM {schema}.positions WHERE id = ANY(%s)"),
+            [[as_uuid(position_id) for position_id in stamps.positions]],
+        )
 
     def update_positions(self, connection: Connection, positions: Iterable[Position]) -> None:
         """Write every column of positions that are there."""

@@ -77,7 +77,7 @@ def command(
     whether it is all there. Exports and backups of other programs are read as well.
 
     With --db it is one transaction on the tables positions and orders; the audit file lists the new
-    ids, and there is no backup and no undo of it.
+    rows, and "statestore undo --db" takes them out again while nothing has changed them.
     """
     from statestore.runtime import envelope
 
@@ -157,12 +157,14 @@ def _into_tables(
     allow_live: bool,
     yes: bool,
 ) -> int:
-    from statestore.runtime.tables import prepare, read_tables
+    from statestore.runtime.tables import prepare, read_tables, rehearse_tables
 
-    there = read_tables(tables)
     if verify:
-        return _verify(file, read, there.contents)
-    plan = prepare(read, there, **asked).plan
+        return _verify(file, read, read_tables(tables).contents)
+    if dry_run:
+        plan = rehearse_tables(tables, read, **asked)
+    else:
+        plan = prepare(read, read_tables(tables), **asked).plan
     _show(plan)
     about = {"path": tables.database.address}
     if dry_run:
