@@ -128,6 +128,7 @@ class BinanceCandles:
             present=min(now(), served_at),
             source=self._name,
             where=where,
+            asked=True,
         )
 
     def _ask(self, params: Mapping[str, str], where: str) -> tuple[list[object], int]:

@@ -103,6 +103,7 @@ class CoinbaseCandles:
             present=present,
             source=self._name,
             where=f"{self._name} {path} {tf}",
+            asked=True,
         )
 
 
