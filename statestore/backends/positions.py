@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
+from statestore import times
 from statestore.backends.rows import (
     ORDER,
     POSITION,
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 
 _HELD: LiteralString = "status IN ('OPEN', 'PARTIALLY_CLOSED')"
 _LIVE: LiteralString = "status IN ('pending', 'open')"
+
+
+class Stamps(NamedTuple):
+    """Rows by their ids, and the instant each was written last: a trigger notes every update."""
+
+    positions: dict[str, int]
+    orders: dict[str, int]
 
 
 class PositionTables:
@@ -219,6 +227,42 @@ class PositionTables:
     def insert_orders(self, connection: Connection, orders: Iterable[Order]) -> None:
         rows = [row_of_order(order) for order in orders]
         self._insert(connection, "orders", ORDER, rows)
+
+    def stamps(
+        self, connection: Connection, position_ids: Iterable[str], order_ids: Iterable[str]
+    ) -> Stamps:
+        """Return when rows were written last, of those that are there.
+
+        Every order of the positions is among them, named or not.
+        """
+        ids = [as_uuid(position_id) for position_id in position_ids]
+        positions = connection.execute(
+            self._query(
+                "SELECT id::text, updated_at FROM {schema}.positions WHERE id = ANY(%s) ORDER BY id"
+            ),
+            [ids],
+        ).fetchall()
+        orders = connection.execute(
+            self._query(
+                "SELECT order_id, updated_at FROM {schema}.orders "
+                "WHERE order_id = ANY(%s) OR position_id = ANY(%s) ORDER BY order_id"
+            ),
+            [list(order_ids), ids],
+        ).fetchall()
+        return Stamps(
+            *({i: times.instant_of(at) for i, at in rows} for rows in (positions, orders))
+        )
+
+    def delete(self, connection: Connection, stamps: Stamps) -> None:
+        """Delete rows, orders before their positions."""
+        connection.execute(
+            self._query("DELETE FROM {schema}.orders WHERE order_id = ANY(%s)"),
+            [list(stamps.orders)],
+        )
+        connection.execute(
+            self._query("DELETE FROM {schema}.positions WHERE id = ANY(%s)"),
+            [[as_uuid(position_id) for position_id in stamps.positions]],
+        )
 
     def update_positions(self, connection: Connection, positions: Iterable[Position]) -> None:
         """Write every column of positions that are there."""

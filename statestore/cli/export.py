@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 @click.command("export_positions", epilog=EPILOG)
-@click.option("--status", help="Only positions of this status, e.g. active.  [default: all]")
+@click.option(
+    "--status",
+    help="Only positions of this status, e.g. active: held ones that say none as well.  "
+    "[default: all]",
+)
 @click.option("--timeframe", help="Only positions of this timeframe, e.g. 1h.  [default: all]")
 @click.option(
     "--output", type=FILE, help="The file.  [default: a new one, named after what is in it]"

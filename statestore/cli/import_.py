@@ -98,7 +98,7 @@ def command(
     whether it is all there. Exports and backups of other programs are read as well.
 
     With --db it is one transaction on the tables positions and orders; the audit file lists the new
-    ids, and there is no backup and no undo of it.
+    rows, and "statestore undo --db" takes them out again while nothing has changed them.
     """
     from statestore.runtime import envelope
 
@@ -175,13 +175,15 @@ def _into_state(task: _Task, *, replace: bool) -> int:
 
 
 def _into_tables(task: _Task, tables: PositionTables) -> int:
-    from statestore.runtime.tables import prepare, read_tables
+    from statestore.runtime.tables import prepare, read_tables, rehearse_tables
 
     file, read = task.file, task.read
-    there = read_tables(tables)
     if task.verify:
-        return _verify(file, read, there.contents)
-    plan = prepare(read, there, **task.asked).plan
+        return _verify(file, read, read_tables(tables).contents)
+    if task.dry_run:
+        plan = rehearse_tables(tables, read, **task.asked)
+    else:
+        plan = prepare(read, read_tables(tables), **task.asked).plan
     _show(plan)
     about = {"path": tables.database.address}
     if task.dry_run:

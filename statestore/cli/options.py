@@ -143,9 +143,11 @@ def refuse_target(option: str, target: Path | None, precious: Iterable[Path | No
 
 
 def require_room(option: str, target: Path | None) -> None:
-    """Raise `UsageError` where a file cannot be made: it is a folder, or its folder is missing."""
+    """Raise `UsageError` where a file cannot be made: something else is there, or no folder is."""
     if target is not None and target.is_dir():
         raise UsageError(f"{option} {target} is a folder; name a file in it")
+    if target is not None and target.exists() and not target.is_file():
+        raise UsageError(f"{option} {target} is no file, and would be replaced by one; name a file")
     if target is not None and not target.parent.is_dir():
         raise UsageError(
             f"{option} {target}: there is no folder {target.parent}; make it, or mount its disk"

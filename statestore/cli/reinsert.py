@@ -88,7 +88,7 @@ class _Task:
 @click.command("reinsert", epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[export | [reinsert] FILE]")
 @state_option
-@click.option("--status", help="Positions of this status only.  [default: all]")
+@click.option("--status", help="Positions of this status only, as export takes it.  [default: all]")
 @click.option(
     "--action",
     type=click.Choice(["track", "buy"]),

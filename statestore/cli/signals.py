@@ -129,7 +129,7 @@ def retry(
                 f"no signal {missing[0]} has failed in {inbox.folder}; nothing was moved "
                 "(`statestore signals list failed`)"
             )
-        moved = [inbox.reopen(failed[name], "failed") for name in (names or failed)]
+        moved = inbox.reopen("failed", *(failed[name] for name in dict.fromkeys(names or failed)))
     for signal in moved:
         note(f"  {signal.symbol} is pending again")
     print_json(

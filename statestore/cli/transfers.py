@@ -16,6 +16,8 @@ import click
 from statestore.cli.output import note
 from statestore.config import Places
 from statestore.errors import BackendUnavailable, UsageError
+from statestore.times import format_instant
+from statestore.urls import StateUrl
 
 if TYPE_CHECKING:
     from statestore.backends.database import Database
@@ -45,7 +47,9 @@ def refuse_lone(db: str | None, **needing: object) -> None:
 
 
 @contextmanager
-def opened(db: str, schema: str | None, *, state: Path | None) -> Iterator[PositionTables]:
+def opened(
+    db: str, schema: str | None, *, state: Path | StateUrl | None
+) -> Iterator[PositionTables]:
     """Give the tables of a database, whose schema is the one this version works on.
 
     Raises:
@@ -99,12 +103,21 @@ def import_halted(
     check = halted(store.kill_switch(where.kill_switch), allow_live=allow_live)
     check()
     try:
-        plan = import_tables(tables, read, before_commit=check, **asked)
+        plan, stamps = import_tables(tables, read, before_commit=check, **asked)
     except BackendUnavailable as error:
         if error.uncertain:
             note(f"It may have been imported all the same: look with --verify ({file}).")
         raise
     ids = {key: e.get("id") for key, e in plan.positions.items() if isinstance(e, Mapping)}
-    facts = {"from": str(file.absolute()), "from_sha256": read.sha256, "positions": ids}
+    facts = {
+        "from": str(file.absolute()),
+        "from_sha256": read.sha256,
+        "positions": ids,
+        # When each row was written, which `undo --db` compares: as texts, for people.
+        "written": {
+            name: {row: format_instant(at) for row, at in rows.items()}
+            for name, rows in stamps._asdict().items()
+        },
+    }
     record(AuditLog(where.audit_file), "import", tables.database.address, facts)
     return plan

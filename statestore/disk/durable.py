@@ -35,13 +35,13 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from statestore import times
-from statestore.disk import single_sync
+from statestore.disk import linux, single_sync
 from statestore.errors import SaveFailed, SaveNotDurable
 
 # full: fsync of the file, rename, fsync of the folder. relaxed: no fsync at all. single-sync: the
@@ -185,6 +185,54 @@ def replace_file(
     return status
 
 
+def replace_files(folder: Path, files: Mapping[str, bytes], *, flush_names: bool = True) -> None:
+    """Put each of `files` under its name in `folder`, as `replace_file` does, by one flush for all.
+
+    Each is replaced in one step, all of them together are not: a crash leaves some old, some new,
+    each of them whole, and in that order nothing is promised.
+
+    Where the system can flush a whole file system (`syncfs`), that is one call however many files
+    there are; it also waits for what other programs wrote. Elsewhere each file is flushed.
+
+    Args:
+        flush_names: else a power cut may bring back the former content of some.
+
+    Raises:
+        SaveFailed: the system refused a step; before the first rename, nothing was replaced.
+        SaveNotDurable: the new bytes stand, but the folder could not be flushed.
+    """
+    if not files:
+        return
+    names = {name: f"{folder}/{name}" for name in files}
+    descriptor, new = -1, False
+    try:
+        with _step(folder, "open the folder"):  # before the writes: it tells of what fails since
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        together = len(files) > 1 and linux.syncfs_tells()
+        for name, path in names.items():
+            previous = _status(path)
+            new |= previous is None
+            with _step(Path(path), "write"):
+                _write_aside(f"{path}.tmp", files[name], previous, flush=not together)
+        if together:
+            with _step(folder, "flush"):
+                _flush_together(descriptor, names.values())
+        for path in names.values():
+            with _step(Path(path), "rename"):
+                os.replace(f"{path}.tmp", path)
+    except BaseException:
+        for path in names.values():
+            _drop(f"{path}.tmp")
+        raise
+    finally:
+        if descriptor >= 0:
+            close_quietly(descriptor)
+    if flush_names:
+        flush_folder(folder / "any")
+        if new:
+            flush_folders_above(folder / "any")
+
+
 def create_file(path: Path, data: bytes) -> None:
     """Make a new durable file of mode 0600 whose name appears only once it is whole.
 
@@ -219,10 +267,21 @@ def move_file(source: Path, target: Path) -> None:
         SaveFailed: the system refused; the file is where it was.
         SaveNotDurable: it was moved, but a power cut may bring it back.
     """
-    with _step(target, "rename"):
-        os.replace(source, target)
-    flush_folder(target)
-    flush_folder(source)
+    move_files({source: target})
+
+
+def move_files(moves: Mapping[Path, Path]) -> None:
+    """Move files as `move_file` does, each in one step, by one flush of each folder for all.
+
+    Raises:
+        SaveFailed: the system refused one; it and those after it are where they were.
+        SaveNotDurable: they were moved, but a power cut may bring some back.
+    """
+    for source, target in moves.items():
+        with _step(target, "rename"):
+            os.replace(source, target)
+    for folder in dict.fromkeys([*(t.parent for t in moves.values()), *(s.parent for s in moves)]):
+        flush_folder(folder / "any")
 
 
 def make_directory(path: Path) -> None:
@@ -364,6 +423,33 @@ def _fsync_or_take_back(path: Path, descriptor: int, kept: Path | None) -> None:
         _take_back(path, kept, error)
 
 
+def _flush_together(descriptor: int, names: Iterable[str]) -> None:
+    try:
+        linux.syncfs(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        for name in names:  # a sandbox that knows no such call
+            file = os.open(f"{name}.tmp", _READ)
+            try:
+                os.fsync(file)
+            finally:
+                close_quietly(file)
+
+
+def _write_aside(
+    temporary: str, data: bytes, previous: os.stat_result | None, *, flush: bool
+) -> None:
+    descriptor = _create(temporary)
+    try:
+        write_all(descriptor, data)
+        _take_over(descriptor, previous)
+        if flush:
+            os.fsync(descriptor)
+    finally:
+        close_quietly(descriptor)
+
+
 def _take_back(path: Path, kept: Path | None, error: OSError) -> None:
     try:
         if kept is None:
@@ -436,8 +522,8 @@ def _create(temporary: str) -> int:
 
 def _take_over(descriptor: int, previous: os.stat_result | None) -> None:
     """Give the new file the mode and owner of the one it replaces, and another mtime."""
-    if previous is None:
-        return
+    if previous is None or not stat.S_ISREG(previous.st_mode):
+        return  # a link's mode says that all may write, and is nothing a file should have
     if (previous.st_uid, previous.st_gid) == (os.geteuid(), os.getegid()):
         # The new file is not looked at: on a kernel with fine timestamps (6.13 and later) a file
         # that somebody looked at gets a new one at the rename, and the log one more block.

@@ -12,21 +12,16 @@ What is not: this relies on how these two file systems are built, and on no word
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from statestore.disk import surroundings
+from statestore.disk import linux, surroundings
 from statestore.errors import UsageError
 
 _FIT = ("xfs", "ext4 (data=ordered)")
 _PAGE = 4096
-_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
-_WRITE_AND_WAIT = 7  # and SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WAIT_AFTER
 
 _fit_devices: set[int] = set()
-_libc: Any = None
 
 
 def require(path: Path) -> None:
@@ -58,7 +53,7 @@ def write_out(descriptor: int) -> None:
     the disk its log flushes the disk's cache first. So on ext4 and xfs, which log in order, whoever
     finds the new name finds the new bytes. No POSIX call promises that.
     """
-    _sync_file_range(descriptor, 0, _WRITE_AND_WAIT)
+    linux.sync_file_range(descriptor, 0, linux.WRITE_AND_WAIT)
 
 
 def start_writing(descriptor: int) -> None:
@@ -68,7 +63,7 @@ def start_writing(descriptor: int) -> None:
     disk is the next fsync's to tell.
     """
     with suppress(OSError, ImportError, AttributeError):
-        _sync_file_range(descriptor, _PAGE, _START_WRITING)
+        linux.sync_file_range(descriptor, _PAGE, linux.START_WRITING)
 
 
 def _device_of(path: Path) -> int:
@@ -76,23 +71,3 @@ def _device_of(path: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent  # it will be made on the file system of the one above it
     return folder.stat().st_dev
-
-
-def _sync_file_range(descriptor: int, start: int, flags: int) -> None:
-    global _libc
-    if _libc is None:
-        import ctypes  # it costs a short command more than `durable` and this module
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.sync_file_range.argtypes = (
-            ctypes.c_int,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.c_uint,
-        )
-        _libc = libc
-    if _libc.sync_file_range(descriptor, start, 0, flags) != 0:
-        import ctypes
-
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

@@ -180,6 +180,7 @@ class BootstrapSystem:
         """
         if self._session is not None and not self._session.running:
             self._session = None  # it has ended, and nobody would put in what is found
+        self._claim()
         return self._run_all(force)
 
     def start(self, *, force: bool = False) -> None:
@@ -190,8 +191,7 @@ class BootstrapSystem:
         Raises:
             UsageError: it is running already.
         """
-        if self._thread is not None and self._thread.is_alive():
-            raise UsageError("the bootstrap is running already; wait for it")
+        self._claim()  # here, where somebody is told that it is running already
         if self._session is not None and not self._session.running:
             self._session = None
         self._thread = threading.Thread(
@@ -205,9 +205,12 @@ class BootstrapSystem:
             self._thread.join(seconds)
         return self.report
 
-    def _run_all(self, force: bool) -> BootstrapReport:
+    def _claim(self) -> None:
         if not self._running.acquire(blocking=False):
             raise UsageError("the bootstrap is running already; wait for it")
+
+    def _run_all(self, force: bool) -> BootstrapReport:
+        """Run the steps; what `_claim` took is given back."""
         try:
             started_at = format_instant(now())
             begun = time.monotonic()
@@ -260,7 +263,9 @@ class BootstrapSystem:
         begun = time.monotonic()
         try:
             result = replace(step(force), name=name)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a hook that exits or is cancelled ends no bot
             expected = isinstance(error, StateStoreError)
             logger.log(
                 logging.WARNING if expected else logging.ERROR,
@@ -269,7 +274,8 @@ class BootstrapSystem:
                 exc_info=None if expected else error,
             )
             detail = str(error) if expected else f"{type(error).__name__}: {error}"
-            result = StepResult(name, "failed", detail, errors=(error,))
+            met = (error,) if isinstance(error, Exception) else ()
+            result = StepResult(name, "failed", detail, errors=met)
         return replace(result, ms=_ms(begun))
 
     def _create_drivers(self, _force: bool) -> StepResult:

@@ -181,10 +181,17 @@ class BarCollector:
         """Keep bars that the bot collected itself; return how many are new or differ.
 
         Raises:
-            ValueError: one opens between two bars of the timeframe.
+            ValueError: one opens between two bars of the timeframe, or is not closed yet.
             BarsFailed: the store cannot be used.
         """
-        return self.store.add(symbol, tf, bars)
+        collected, last = list(bars), last_closed(self._clock(), tf)
+        for bar in collected:
+            if bar.ts > last:
+                raise ValueError(
+                    f"{symbol}: the bar of {tf} that opens {bar.ts} ns after 1970 is not closed "
+                    "yet; is that in nanoseconds, and the clock right?"
+                )
+        return self.store.add(symbol, tf, collected)
 
     def roll_up(self, symbol: str, tf: str, *, missing: int = 0) -> int:
         """Make bars of those of 1m that are kept; return how many are new or differ.
@@ -200,12 +207,14 @@ class BarCollector:
     def plan(self, symbol: str, tf: str, *, force: bool = False) -> Backfill:
         """Say what a series lacks by now, whoever could be asked for it."""
         present = self._clock()
-        instants = [bar.ts for bar in self.store.bars(symbol, tf)]
+        last = last_closed(present, tf)
+        # What a clock that was ahead left in the future makes no series fresh.
+        instants = [bar.ts for bar in self.store.bars(symbol, tf) if bar.ts <= last]
         count, missing = len(instants), holes(instants, tf)
         known = self._answered(symbol, tf)
         if known is not None:
             missing = [hole for hole in missing if not hole.within(known)]
-            first = last_closed(present, tf) - (MAX_BARS - 1) * interval(tf)
+            first = last - (MAX_BARS - 1) * interval(tf)
             if known.since <= first:
                 count = max(count, MIN_BARS)  # there are no more to be had
         newest = instants[-1] if instants else None

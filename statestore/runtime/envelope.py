@@ -63,6 +63,7 @@ from statestore.errors import (
 )
 from statestore.runtime import legacy
 from statestore.runtime.cells import parsed, rows_of, table_of
+from statestore.runtime.contracts import one_spelling
 
 Kind = Literal["positions", "tokens", "state"]
 Format = Literal["json", "jsonl", "csv"]
@@ -126,8 +127,10 @@ def key_of(row: Mapping[str, Any]) -> str | None:
 
     ``chain:contract:timeframe`` of a token, as far as it says them, else the pair or the product.
     """
-    named = row.get(KEY)
-    return legacy.key_of(row) if named is None else str(named)
+    if KEY not in row:
+        return legacy.key_of(row)
+    named = row[KEY]
+    return named if isinstance(named, str) and named else None
 
 
 def as_row(key: str, entry: Any) -> Row:
@@ -168,7 +171,7 @@ def write(path: Path, envelope: Envelope, form: Format = "json", *, new: bool = 
         SaveFailed, SaveNotDurable: the system refused; what was there stands.
         StateCorrupt: it does not read back.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # what a link points to is replaced, not the link
     _require_unique(path, envelope.rows, lambda number: f"row {number}")
     data, digits = _seal(_RENDER[form](path, envelope))
     if len(data) > MAX_BYTES:
@@ -384,13 +387,14 @@ def _require_unique(path: Path, rows: Iterable[Row], where: Callable[[int], str]
                 f"token_contract, product_id, symbol, pair or {KEY}",
                 where(number),
             )
-        if key in first:
+        spelling = one_spelling(key)
+        if spelling in first:
             raise StateInvalid(
                 path,
-                f"{path}: {key} is there twice, at {where(first[key])} and at {where(number)}",
+                f"{path}: {key} is there twice, at {where(first[spelling])} and at {where(number)}",
                 where(number),
             )
-        first[key] = number
+        first[spelling] = number
 
 
 def _legacy(path: Path, data: bytes, document: Any) -> Envelope:

@@ -24,6 +24,7 @@ from statestore.disk.killswitch import KillSwitch
 from statestore.errors import BackendError, SignalError, StateError
 from statestore.runtime.drivers import SECTION as DRIVERS
 from statestore.runtime.signals import PLACES, Inbox, Place
+from statestore.runtime.statuses import is_driver
 from statestore.runtime.tokens import units_of
 
 Class = Literal["critical", "regenerable"]
@@ -212,16 +213,12 @@ def _positions(wanted: Callable[[Mapping[str, Any]], bool], counted: str, *secti
     return look
 
 
-def _is_driver(entry: Mapping[str, Any]) -> bool:
-    return entry.get("status") == "regime_driver" or entry.get("token_chain") == "regime"
-
-
 def _is_held(entry: Mapping[str, Any]) -> bool:
-    return not _is_driver(entry) and units_of(entry) != ZERO
+    return not is_driver(entry) and units_of(entry) != ZERO
 
 
 def _is_tracked(entry: Mapping[str, Any]) -> bool:
-    return not _is_driver(entry) and units_of(entry) == ZERO
+    return not is_driver(entry) and units_of(entry) == ZERO
 
 
 def _features(*names: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -403,7 +400,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap makes those that are missing",
         "instant",
-        _positions(_is_driver, "found", "positions", DRIVERS),
+        _positions(is_driver, "found", "positions", DRIVERS),
     ),
     Item(
         "ta", "section", "regenerable",

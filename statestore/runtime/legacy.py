@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -238,13 +239,21 @@ def _keyed(
 
 
 def _pair(row: Mapping[str, Any]) -> str | None:
-    if row.get("symbol1") and row.get("symbol2"):
+    if _named(row, "symbol1") and _named(row, "symbol2"):
         return f"{row['symbol1']}-{row['symbol2']}"
-    return next((str(row[n]) for n in ("pair", "product_id", "symbol") if row.get(n)), None)
+    return next(filter(None, (_named(row, n) for n in ("pair", "product_id", "symbol"))), None)
 
 
 def _token(row: Mapping[str, Any]) -> str | None:
-    if not row.get("token_contract"):
+    if not _named(row, "token_contract"):
         return None
-    parts = (row.get("token_chain"), row["token_contract"], row.get("timeframe"))
-    return ":".join(str(part) for part in parts if part)
+    parts = (_named(row, name) for name in ("token_chain", "token_contract", "timeframe"))
+    return ":".join(part for part in parts if part)
+
+
+def _named(row: Mapping[str, Any], column: str) -> str:
+    """Return what a column says; empty where it is no name. A table may have made one a number."""
+    value = row.get(column)
+    if isinstance(value, (str, int, Decimal)) and not isinstance(value, bool) and value:
+        return str(value)
+    return ""

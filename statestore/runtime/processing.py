@@ -9,11 +9,22 @@ What is promised for every signal that is drained:
   the signal's id for the same purpose, and may be given a signal again;
 * a signal waits while a position that it replaces stands as it was, or is held: whoever was to
   remove it was killed, or it was put back by an undo.
+
+Signals are taken up in batches, as many at once as the processor says. What a signal costs is not
+its decision but that the disk is waited for, and a batch waits as often as one signal does: all its
+attempts are counted, all decisions made, all positions opened by one save, all signals moved. A
+decision of a batch does not see in the state what the ones before it open, so a batch is one signal
+where the processor does not say otherwise. A signal that was taken up before goes alone: one that
+takes the process down with it keeps no others from being settled.
+
+An interrupt (Ctrl-C) while a processor decides ends the batch there: what was decided is carried
+out and settled, the rest stays pending.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,9 +34,13 @@ from statestore.amounts import ZERO
 from statestore.disk import codec
 from statestore.disk.store import State, StateStore
 from statestore.errors import StateInvalid
+from statestore.runtime.contracts import one_spelling
 from statestore.runtime.signals import Inbox, Signal
 from statestore.runtime.tokens import TokenId, digest_of, units_of
 
+# Of a batch. It waits for the disk some ten times whatever it holds, so with 100 signals that is
+# nothing beside reading and writing them; and no more than these are decided again after a kill.
+BATCH = 100
 BARS_NEEDED = 333
 TIMEFRAMES = ("15m", "1h", "4h")
 
@@ -49,13 +64,20 @@ class Decision:
 
 
 class Processor(Protocol):
-    """Decides what a signal leads to. May have ``backfill(symbol, timeframes)`` as well."""
+    """Decides what a signal leads to. May have ``backfill(symbol, timeframes)`` as well.
+
+    And ``batch``: how many signals it decides on before the positions of the first are saved. More
+    than 1, which is the default, is for decisions that do not look at what is open.
+    """
 
     def process(self, signal: Signal) -> Decision | None: ...
 
 
 class Book(Protocol):
-    """Where positions are."""
+    """Where positions are.
+
+    May have ``together()``: a context in which what is opened may wait until it ends.
+    """
 
     def positions(self) -> Mapping[str, Any]: ...
 
@@ -88,11 +110,12 @@ class Processed:
 
 
 class StateBook:
-    """The positions of a state file; each signal's are opened by one save."""
+    """The positions of a state file; those of a signal, or of a batch, are opened by one save."""
 
     def __init__(self, store: StateStore) -> None:
         self.store = store
         self._state: State | None = None
+        self._waiting: list[tuple[Signal, Mapping[str, Mapping[str, Any]]]] | None = None
 
     def positions(self) -> Mapping[str, Any]:
         """Return the section as it is on disk now; numbers with a point are Decimals."""
@@ -104,11 +127,31 @@ class StateBook:
 
     def open(self, signal: Signal, positions: Mapping[str, Mapping[str, Any]]) -> None:
         """Add them, durably; what stands under a key is left alone."""
+        if self._waiting is not None:
+            self._waiting.append((signal, positions))
+        else:
+            self._save([(signal, positions)])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Save what is opened within by one save at the end; nothing of it where that raises."""
+        self._waiting = []
+        try:
+            yield
+            opened = self._waiting
+        finally:
+            self._waiting = None
+        if opened:
+            self._save(opened)
+
+    def _save(self, opened: list[tuple[Signal, Mapping[str, Mapping[str, Any]]]]) -> None:
         self._state = None
-        with self.store.transaction(reason=f"signal {signal.symbol}", numbers="decimal") as state:
+        reason = f"signal {opened[0][0].symbol}" if len(opened) == 1 else f"{len(opened)} signals"
+        with self.store.transaction(reason=reason, numbers="decimal") as state:
             section = dict(positions_of(state, self.store))
-            for key, entry in positions.items():
-                section.setdefault(key, dict(entry))
+            for _, positions in opened:
+                for key, entry in positions.items():
+                    section.setdefault(key, dict(entry))
             state["positions"] = section
         self._state = state
 
@@ -128,6 +171,11 @@ class Tracker:
     bars: BarsCount = lambda _symbol, _timeframe: None
     bars_needed: int = BARS_NEEDED
     timeframes: tuple[str, ...] = TIMEFRAMES
+
+    @property
+    def batch(self) -> int:
+        """It never looks at what is open; what is derived from it may."""
+        return BATCH if type(self) is Tracker else 1
 
     def process(self, signal: Signal) -> Decision:
         places = signal.keys or self._places(signal.token)
@@ -172,25 +220,29 @@ def drain(
     *,
     backfill: Backfill | None = None,
     only: Iterable[str] | None = None,
+    batch: int | None = None,
 ) -> Iterator[Processed]:
-    """Process the pending signals, oldest first; yield what became of each as it is settled.
+    """Process the pending signals, oldest first; yield what became of each once it is settled.
 
     The inbox is locked meanwhile, so that two drains never process one signal.
 
     Args:
         backfill: asked once for each new token; else ``processor.backfill``, where it has one.
         only: ids; all of them where None.
+        batch: how many are taken up at once; else ``processor.batch``, else 1.
 
     Raises:
         StateLocked: another program changes signals.
-        StateStoreError: the state cannot be read or saved. The signal stays pending.
+        StateStoreError: the state cannot be read or saved. The signals of the batch stay pending.
     """
     fetch = backfill or getattr(processor, "backfill", None)
     chosen = None if only is None else frozenset(only)
+    size: int = getattr(processor, "batch", 1) if batch is None else batch
     with inbox.exclusive():
-        for signal in inbox.signals("pending")[0]:
-            if chosen is None or signal.id in chosen:
-                yield _process(inbox, signal, processor, book, fetch)
+        pending = inbox.signals("pending")[0]
+        wanted = [s for s in pending if chosen is None or s.id in chosen]
+        for taken in _batches(wanted, size):
+            yield from _process(inbox, taken, processor, book, fetch)
 
 
 def obstacle(signal: Signal, positions: Mapping[str, Any]) -> str | None:
@@ -222,28 +274,69 @@ def positions_of(state: Mapping[str, Any], store: StateStore) -> Mapping[str, An
     return section
 
 
+def _batches(signals: Iterable[Signal], size: int) -> Iterator[list[Signal]]:
+    """Yield them in order, as many at once as may be; alone what was taken up before."""
+    taken: list[Signal] = []
+    for signal in signals:
+        if taken and (signal.attempts or len(taken) >= size):
+            yield taken
+            taken = []
+        taken.append(signal)
+        if signal.attempts:
+            yield taken
+            taken = []
+    if taken:
+        yield taken
+
+
 def _process(
-    inbox: Inbox, signal: Signal, processor: Processor, book: Book, fetch: Backfill | None
-) -> Processed:
-    why = obstacle(signal, book.positions())
-    if why is not None:
-        return Processed(signal, "waiting", why=why)
+    inbox: Inbox,
+    signals: Sequence[Signal],
+    processor: Processor,
+    book: Book,
+    fetch: Backfill | None,
+) -> Iterator[Processed]:
+    """Process a batch; an interrupt is raised again once what it left whole is settled."""
+    present = book.positions()
+    fates = {
+        signal.id: Processed(signal, "waiting", why=why)
+        for signal in signals
+        if (why := obstacle(signal, present)) is not None
+    }
     # Counted first: a processor that takes the process down with it has had its attempt.
-    signal = signal.but(attempts=signal.attempts + 1)
-    inbox.update(signal)
-    try:
-        decision = _checked(processor.process(signal), inbox.path("pending", signal.id))
-    except Exception as error:  # noqa: BLE001  # another program's; it is told, and kept
-        return _failed(inbox, signal, "process", error)
-    opened, standing = _open(book, signal, decision)
-    asked = (str(signal.token), tuple(decision.backfill)) if opened and decision.backfill else None
-    if asked and fetch:
+    given = inbox.count_attempt(signal for signal in signals if signal.id not in fates)
+    decided: list[tuple[Signal, Decision]] = []
+    interrupt: BaseException | None = None
+    for signal in given:
         try:
-            fetch(*asked)
-        except Exception as error:  # noqa: BLE001  # as above
-            return _failed(inbox, signal, "backfill", error)
-    settled = inbox.settle(signal, "done", settled_at=times.format_instant(times.now()))
-    return Processed(settled, "done", opened, standing, asked, bool(asked and fetch))
+            decision = _checked(processor.process(signal), inbox.path("pending", signal.id))
+        except Exception as error:  # noqa: BLE001  # another program's; it is told, and kept
+            fates[signal.id] = _failed(signal, "process", error)
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            interrupt = error
+            break
+        else:
+            decided.append((signal, decision))
+    for signal, decision, opened, standing in _open(book, decided):
+        asked = (str(signal.token), tuple(decision.backfill))
+        told = asked if opened and decision.backfill else None
+        if told and fetch:
+            if interrupt is not None:
+                continue
+            try:
+                fetch(*told)
+            except Exception as error:  # noqa: BLE001  # as above
+                fates[signal.id] = _failed(signal, "backfill", error)
+                continue
+            except BaseException as error:  # noqa: BLE001  # as above
+                interrupt = error
+                continue
+        settled = signal.but(status="done", settled_at=times.format_instant(times.now()))
+        fates[signal.id] = Processed(settled, "done", opened, standing, told, bool(told and fetch))
+    inbox.settle(*(one.signal for one in fates.values() if one.fate != "waiting"))
+    yield from (fates[signal.id] for signal in signals if signal.id in fates)
+    if interrupt is not None:
+        raise interrupt
 
 
 def _checked(decision: Decision | None, path: Path) -> Decision:
@@ -257,36 +350,43 @@ def _checked(decision: Decision | None, path: Path) -> Decision:
 
 
 def _open(
-    book: Book, signal: Signal, decision: Decision
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Open what is not there yet; return the keys that are this signal's, and the others."""
-    present = book.positions()
+    book: Book, decided: Iterable[tuple[Signal, Decision]]
+) -> list[tuple[Signal, Decision, tuple[str, ...], tuple[str, ...]]]:
+    """Open what is not there yet; return the keys that are each signal's, and the others."""
+    present = dict(book.positions())
     by_identity = {_identity(entry): entry for entry in present.values()}
     by_identity.pop(None, None)
-    wanted, foreign = {}, []
-    for key, entry in decision.positions.items():
-        found = present.get(key, by_identity.get(_identity(entry), _NOTHING))
-        if found is _NOTHING:
-            wanted[key] = {**entry, "signal_id": signal.id}
-        elif not _made_by(signal, found):
-            foreign.append(key)
-    if wanted:
-        book.open(signal, wanted)
-    return tuple(key for key in decision.positions if key not in foreign), tuple(foreign)
+    found: list[tuple[Signal, Decision, tuple[str, ...], tuple[str, ...]]] = []
+    with getattr(book, "together", nullcontext)():
+        for signal, decision in decided:
+            wanted, foreign = {}, []
+            for key, entry in decision.positions.items():
+                there = present.get(key, by_identity.get(_identity(entry), _NOTHING))
+                if there is _NOTHING:
+                    wanted[key] = {**entry, "signal_id": signal.id}
+                elif not _made_by(signal, there):
+                    foreign.append(key)
+            if wanted:
+                book.open(signal, wanted)
+            present |= wanted
+            by_identity |= {i: e for e in wanted.values() if (i := _identity(e)) is not None}
+            ours = tuple(key for key in decision.positions if key not in foreign)
+            found.append((signal, decision, ours, tuple(foreign)))
+    return found
 
 
 def _identity(entry: object) -> tuple[str, ...] | None:
     """Return contract, chain and timeframe, of which a state has one position; None without."""
     if not isinstance(entry, Mapping) or not entry.get("token_contract"):
         return None
-    return tuple(str(entry.get(name)) for name in ("token_contract", "token_chain", "timeframe"))
+    names = ("token_contract", "token_chain", "timeframe")
+    return tuple(one_spelling(str(entry.get(name))) for name in names)
 
 
-def _failed(inbox: Inbox, signal: Signal, step: str, error: Exception) -> Processed:
+def _failed(signal: Signal, step: str, error: Exception) -> Processed:
     why = f"{step}: {type(error).__name__}: {error}"[:_LONGEST_REASON]
-    at = times.format_instant(times.now())
-    settled = inbox.settle(signal, "failed", last_error={"why": why, "at": at})
-    return Processed(settled, "failed", why=why)
+    last = {"why": why, "at": times.format_instant(times.now())}
+    return Processed(signal.but(status="failed", last_error=last), "failed", why=why)
 
 
 def _made_by(signal: Signal, entry: object) -> bool:

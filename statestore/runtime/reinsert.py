@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from statestore.amounts import ZERO, parse_amount, text
 from statestore.errors import ReinsertRefused, SignalError
-from statestore.runtime.signals import Inbox, Place, Signal, new_signal, signal_id
+from statestore.runtime.signals import PLACES, Inbox, Place, Signal, new_signal, signal_id
 from statestore.runtime.tokens import Row, Token, TokenId, identity_of, sum_of_units, tokens_in
 
 Action = Literal["track", "buy"]
@@ -85,20 +85,23 @@ def plan_reinsertion(
         ReinsertRefused: a position is held; or it is to be bought, and nothing says it is not.
         SignalError: a row names no token, or one that another row names.
     """
-    standing = {token.id: token for token in tokens_in(positions, status)}
-    every = {token.id: token.rows for token in tokens_in(positions)}
+    standing = {token.id.identity: token for token in tokens_in(positions, status)}
+    every = {token.id.identity: token.rows for token in tokens_in(positions)}
     mentions: list[Mention] = []
     refused: list[str] = []
+    named: set[TokenId] = set()
     for number, row in enumerate(exported):
         token_id = identity_of(row)
         if token_id is None:
             raise SignalError(f"token {number} names neither a token_contract nor a product_id")
-        if any(mention.signal.token == token_id for mention in mentions):
+        identity = token_id.identity
+        if identity in named:
             raise SignalError(f"token {number} is {token_id}, which is there before")
+        named.add(identity)
         name = signal_id(origin, token_id)
-        token = _without(standing.get(token_id), token_id, name)
+        token = _without(standing.get(identity), token_id, name)
         if action == "buy":
-            refused += _not_surely_flat(row, token_id, every.get(token_id, ()))
+            refused += _not_surely_flat(row, token_id, every.get(identity, ()))
         elif not allow_held:
             refused += _held(row, token)
         removed = tuple(r for r in token.rows if r not in token.held)
@@ -114,19 +117,21 @@ def steps(inbox: Inbox, mentions: Sequence[Mention]) -> list[Step]:
     Raises:
         SignalError: a signal that is concerned does not read.
     """
-    waiting = {signal.token: signal for signal in inbox.signals("pending")[0]}
-    return [_step(inbox, mention, waiting.get(mention.signal.token)) for mention in mentions]
+    waiting = {signal.token.identity: signal for signal in inbox.signals("pending")[0]}
+    return [
+        _step(inbox, mention, waiting.get(mention.signal.token.identity)) for mention in mentions
+    ]
 
 
 def write_signals(inbox: Inbox, planned: Iterable[Step]) -> None:
-    """Take the steps, each durable before the next; `Inbox.exclusive` is the caller's to hold."""
-    for signal, outcome, place in planned:
-        if outcome == "written":
-            inbox.add(signal)
-        elif outcome == "brought up to date":
-            inbox.update(signal)
-        elif outcome == "reopened" and place is not None:
-            inbox.reopen(signal, place)
+    """Take the steps; all are durable on return. `Inbox.exclusive` is the caller's to hold."""
+    listed = list(planned)
+    inbox.add(*(step.signal for step in listed if step.outcome == "written"))
+    inbox.update(*(step.signal for step in listed if step.outcome == "brought up to date"))
+    for place in PLACES:
+        inbox.reopen(
+            place, *(s.signal for s in listed if (s.outcome, s.place) == ("reopened", place))
+        )
 
 
 def _step(inbox: Inbox, mention: Mention, pending: Signal | None) -> Step:

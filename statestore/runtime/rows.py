@@ -38,7 +38,7 @@ from statestore.model import (
 )
 from statestore.runtime import legacy
 from statestore.runtime.sections import ENTRIES, quantity
-from statestore.runtime.transfer import status_of
+from statestore.runtime.statuses import status_of
 
 OF_ROW = "_orders"  # in a row
 NOTE = "_import"  # in metadata: what an import has to know to give the row back
@@ -234,6 +234,8 @@ def order_of(said: Any, position_id: str | None) -> Order:
         for name in _MOMENTS:
             if values.get(name) is not None:
                 values[name] = _aware(values[name])
+        if values.get("oco_group") is not None:
+            values["oco_group"] = str(UUID(str(values["oco_group"])))
         kinds = {"side": OrderSide, "order_type": OrderType, "status": OrderStatus}
         values |= {name: kind(values[name]) for name, kind in kinds.items()}
         return Order(**values, position_id=position_id)

@@ -4,6 +4,7 @@ What is promised, on a local POSIX file system:
 
 * once `Inbox.add` returns, the signal survives a power cut, and it is never in no folder;
 * a signal moves by one rename, so it is never in two folders;
+* what is done to many at once costs as many flushes as for one, and each signal is whole;
 * what is in a folder and is no signal is told, and left alone.
 
 The folder a file is in says what became of its signal. There is one exception, which lasts as long
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -40,6 +41,7 @@ KIND = "social_lowcap"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "statestore signal")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
 _MAX_BYTES = 1 << 22
+_ROOM = 1 << 16  # for what is noted in a signal later: attempts, errors
 _LOCK_SECONDS = 10.0
 
 
@@ -151,6 +153,7 @@ def signal_id(origin: str, token: TokenId) -> str:
     Args:
         origin: the sum of the export, or of the state.
     """
+    token = token.identity
     named = [token.product] if token.contract is None else [token.contract, token.chain or ""]
     return str(uuid.uuid5(_NAMESPACE, json.dumps([origin, *named])))
 
@@ -198,28 +201,37 @@ class Inbox:
                 continue
         return None
 
-    def add(self, signal: Signal) -> None:
-        """Write a new signal to ``pending``, durably."""
+    def add(self, *signals: Signal) -> None:
+        """Write new signals to ``pending``, durably."""
+        _refuse_oversized(signals)
         durable.make_directory(self.folder / "pending")
-        self._write("pending", signal)
+        self._write("pending", signals)
 
-    def update(self, signal: Signal) -> None:
-        """Replace the record of a signal that is pending, durably."""
-        self._write("pending", signal)
+    def update(self, *signals: Signal) -> None:
+        """Replace the records of signals that are pending, durably."""
+        _refuse_oversized(signals)
+        self._write("pending", signals)
 
-    def settle(self, signal: Signal, place: Place, **facts: Any) -> Signal:
-        """Note what became of a pending signal, and move it there."""
-        signal = signal.but(status=place, **facts)
-        self._write("pending", signal)
-        self._move(signal, "pending", place)
-        return signal
+    def count_attempt(self, signals: Iterable[Signal]) -> list[Signal]:
+        """Return pending signals with one attempt more, written down before it is made.
 
-    def reopen(self, signal: Signal, place: Place) -> Signal:
-        """Move a signal back to ``pending``, with this record."""
-        signal = signal.but(status="pending")
-        self._write(place, signal)
-        self._move(signal, place, "pending")
-        return signal
+        Whoever is killed by a signal has counted it; a power cut may take the count back.
+        """
+        counted = [signal.but(attempts=signal.attempts + 1) for signal in signals]
+        self._write("pending", counted, flush_names=False)
+        return counted
+
+    def settle(self, *signals: Signal) -> None:
+        """Note what became of pending signals, which their ``status`` says, and move them there."""
+        self._write("pending", signals, flush_names=False)
+        self._move((signal, "pending", _settled_in(signal)) for signal in signals)
+
+    def reopen(self, place: Place, *signals: Signal) -> list[Signal]:
+        """Move signals back to ``pending``, with these records."""
+        opened = [signal.but(status="pending") for signal in signals]
+        self._write(place, opened, flush_names=False)
+        self._move((signal, place, "pending") for signal in opened)
+        return opened
 
     def path(self, place: Place, name: str) -> Path:
         """Return the file of a signal.
@@ -249,9 +261,11 @@ class Inbox:
 
     def _finish_moves(self) -> None:
         """Move what a program that was killed had settled, and not moved yet."""
-        for signal in self.signals("pending")[0]:
-            if signal.status in ("done", "failed"):
-                self._move(signal, "pending", "done" if signal.status == "done" else "failed")
+        self._move(
+            (signal, "pending", _settled_in(signal))
+            for signal in self.signals("pending")[0]
+            if signal.status in ("done", "failed")
+        )
 
     def _files(self, place: Place) -> list[Path]:
         folder = self.folder / place
@@ -266,7 +280,7 @@ class Inbox:
 
     def _read(self, path: Path) -> Signal:
         try:
-            data, _ = durable.read_file(path, _MAX_BYTES)
+            data, _ = durable.read_file(path, _MAX_BYTES + _ROOM)
             return _examined(path, strict.parse(data))
         except FileNotFoundError:
             raise
@@ -279,13 +293,24 @@ class Inbox:
         except ValueError as error:
             raise SignalError(f"{path} is no signal: {error}") from error
 
-    def _write(self, place: Place, signal: Signal) -> None:
-        data = codec.to_json(dict(signal.record)) + b"\n"
-        durable.replace_file(self.path(place, signal.id), data)
+    def _write(self, place: Place, signals: Iterable[Signal], *, flush_names: bool = True) -> None:
+        files = {self.path(place, one.id): codec.to_json(dict(one.record)) for one in signals}
+        durable.replace_files(
+            self.folder / place,
+            {path.name: data + b"\n" for path, data in files.items()},
+            flush_names=flush_names,
+        )
 
-    def _move(self, signal: Signal, source: Place, target: Place) -> None:
-        durable.make_directory(self.folder / target)
-        durable.move_file(self.path(source, signal.id), self.path(target, signal.id))
+    def _move(self, moves: Iterable[tuple[Signal, Place, Place]]) -> None:
+        listed = list(moves)
+        for place in dict.fromkeys(target for _, _, target in listed):
+            durable.make_directory(self.folder / place)
+        durable.move_files(
+            {
+                self.path(source, signal.id): self.path(target, signal.id)
+                for signal, source, target in listed
+            }
+        )
 
 
 def new_signal(
@@ -324,6 +349,21 @@ def new_signal(
             "content": dict(content),
         }
     )
+
+
+def _settled_in(signal: Signal) -> Place:
+    return "done" if signal.status == "done" else "failed"
+
+
+def _refuse_oversized(signals: Iterable[Signal]) -> None:
+    for signal in signals:
+        size = len(codec.to_json(dict(signal.record)))
+        if size > _MAX_BYTES:
+            raise SignalError(
+                f"the signal for {signal.symbol:.60} is {size} bytes long, and more than "
+                f"{_MAX_BYTES} are not read again; nothing was written: its entry_context and "
+                "curator_sources have to be shorter"
+            )
 
 
 def _examined(path: Path, record: Any) -> Signal:

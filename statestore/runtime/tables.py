@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from statestore.backends.positions import PositionTables
+from statestore import times
+from statestore.backends.positions import PositionTables, Stamps
 from statestore.disk.contract import BeforeCommit
+from statestore.errors import ImportRefused
 from statestore.model import Order, Position, PositionStatus
 from statestore.runtime.envelope import Envelope
 from statestore.runtime.rows import (
@@ -114,8 +116,8 @@ def import_tables(
     skip_existing: bool = False,
     keep_ids: bool = False,
     before_commit: BeforeCommit,
-) -> Import:
-    """Import into the tables in one transaction; return what was done.
+) -> tuple[Import, Stamps]:
+    """Import into the tables in one transaction; return what was done, and what takes it back.
 
     Args:
         exchange: of rows that name none.
@@ -137,8 +139,132 @@ def import_tables(
         prepared.plan.refuse()
         tables.insert_positions(connection, prepared.positions)
         tables.insert_orders(connection, prepared.orders)
+        stamps = tables.stamps(
+            connection,
+            (position.position_id for position in prepared.positions),
+            (order.order_id for order in prepared.orders),
+        )
         before_commit()
-    return prepared.plan
+    return prepared.plan, stamps
+
+
+class _Rehearsed(Exception):
+    """Takes back what was rehearsed."""
+
+
+def rehearse_tables(
+    tables: PositionTables,
+    envelope: Envelope,
+    *,
+    exchange: str,
+    skip_existing: bool = False,
+    keep_ids: bool = False,
+) -> Import:
+    """Do what `import_tables` does in a transaction that is taken back; return what it would do.
+
+    The rules of the tables are theirs alone, and nobody else can say whether a row keeps them. No
+    lock is taken: a bot goes on meanwhile.
+
+    Raises:
+        BackendError: as `import_tables` would, for a row that breaks a rule as well.
+    """
+    try:
+        with tables.transaction() as connection:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            prepared = prepare(
+                envelope,
+                _read(tables, connection),
+                exchange=exchange,
+                skip_existing=skip_existing,
+                keep_ids=keep_ids,
+            )
+            if not prepared.plan.conflicts:
+                tables.insert_positions(connection, prepared.positions)
+                tables.insert_orders(connection, prepared.orders)
+            raise _Rehearsed
+    except _Rehearsed:
+        return prepared.plan
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What taking an import back would delete, or why it may not.
+
+    Attributes:
+        rows: that are as the import left them.
+        gone: ids of rows that are not there any more.
+        conflicts: rows that were changed since, or came to one of them; any, and nothing goes.
+    """
+
+    rows: Stamps
+    gone: tuple[str, ...]
+    conflicts: tuple[Conflict, ...]
+
+    def refuse(self) -> None:
+        """Raise `ImportRefused` if something was changed since."""
+        if self.conflicts:
+            shown = "; ".join(f"{c.where}.{c.key} {c.why}" for c in self.conflicts[:5])
+            more = f" and {len(self.conflicts) - 5} more" if len(self.conflicts) > 5 else ""
+            raise ImportRefused(
+                f"{len(self.conflicts)} row(s) are not as they were imported, so nothing was "
+                f"taken out: {shown}{more}. A position that the bot has worked on is its own by "
+                "now: close it there, or correct what is wrong by hand"
+            )
+
+
+def plan_removal(found: Stamps, written: Stamps) -> Removal:
+    """Return what of an import can be taken out again. Pure.
+
+    Args:
+        found: what `PositionTables.stamps` says now of the rows of the import.
+        written: what it said then.
+    """
+    conflicts: list[Conflict] = []
+    gone: list[str] = []
+    for table, now_there, then in (
+        (POSITIONS, found.positions, written.positions),
+        (ORDERS, found.orders, written.orders),
+    ):
+        gone += (name for name in then if name not in now_there)
+        for name, at in now_there.items():
+            if name not in then:
+                conflicts.append(Conflict(table, name, "came to an imported position since"))
+            elif at != then[name]:
+                conflicts.append(
+                    Conflict(table, name, f"was changed at {times.format_instant(at)}")
+                )
+    return Removal(found, tuple(gone), tuple(conflicts))
+
+
+def read_removal(tables: PositionTables, written: Stamps) -> Removal:
+    """Return what `remove_import` would do.
+
+    Raises:
+        BackendError: as in `PositionTables.transaction`.
+    """
+    with tables.transaction(snapshot=True) as connection:
+        found = tables.stamps(connection, written.positions, written.orders)
+    return plan_removal(found, written)
+
+
+def remove_import(
+    tables: PositionTables, written: Stamps, *, before_commit: BeforeCommit
+) -> Removal:
+    """Delete the rows of an import in one transaction, if all are as it left them.
+
+    Raises:
+        ImportRefused: one is not; nothing was deleted.
+        BackendError: as in `PositionTables.transaction`.
+    """
+    with tables.transaction() as connection:
+        tables.lock_all(connection)
+        removal = plan_removal(
+            tables.stamps(connection, written.positions, written.orders), written
+        )
+        removal.refuse()
+        tables.delete(connection, removal.rows)
+        before_commit()
+    return removal
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from statestore.amounts import ZERO, exact, parse_amount
+from statestore.runtime.contracts import one_spelling
 from statestore.runtime.sections import QUANTITIES, UNITS
+from statestore.runtime.statuses import is_driver, is_of_status, status_of
 
 _TICKERS = ("token_ticker", "product_id", "symbol")
 
@@ -26,6 +28,11 @@ class TokenId(NamedTuple):
     contract: str | None
     chain: str | None
     product: str | None = None
+
+    @property
+    def identity(self) -> TokenId:
+        """What it is compared by: one contract in two spellings is one token."""
+        return self._replace(contract=one_spelling(self.contract)) if self.contract else self
 
     def __str__(self) -> str:
         """Return what its bars are kept under: ``solana:Demo1111``, or ``ETH-USD``."""
@@ -46,10 +53,6 @@ class Row:
         """The key is what a product is known by, whatever else its entry calls it."""
         named = identity_of(self.entry)
         return named if named and named.contract is not None else TokenId(None, None, self.key)
-
-    @property
-    def status(self) -> str | None:
-        return _text(self.entry, "status")
 
     @property
     def timeframe(self) -> str | None:
@@ -85,22 +88,27 @@ class Token:
 
 
 def tokens_in(positions: Mapping[str, Any], status: str | None = None) -> list[Token]:
-    """Return each token that has a position of this status (of any, where None), once."""
+    """Return each token that has a position of this status (of any, where None), once.
+
+    Args:
+        status: as `statuses.is_of_status` understands it.
+    """
     found: dict[TokenId, list[Row]] = {}
     for row in _rows(positions):
-        found.setdefault(row.token, []).append(row)
+        found.setdefault(row.token.identity, []).append(row)
     tokens = []
-    for token, rows in found.items():
-        asked = tuple(row for row in rows if status is None or row.status == status)
+    for rows in found.values():
+        asked = tuple(row for row in rows if is_of_status(row.entry, status))
         if asked:
             others = tuple(row for row in rows if row not in asked)
+            token = asked[0].token
             tokens.append(Token(token, ticker_of(asked[0].entry, token), asked, others))
     return tokens
 
 
 def statuses(positions: Mapping[str, Any]) -> list[str]:
     """Return which statuses there are to ask for."""
-    return sorted({row.status for row in _rows(positions) if row.status is not None})
+    return sorted({status_of(row.entry) for row in _rows(positions)})
 
 
 def ticker_of(entry: Mapping[str, Any], token: TokenId) -> str:
@@ -141,12 +149,8 @@ def digest_of(value: object) -> str:
 def _rows(positions: Mapping[str, Any]) -> Iterator[Row]:
     for key, entry in positions.items():
         row = Row(key, entry if isinstance(entry, Mapping) else {})
-        if not (_is_driver(row) or _is_balance(row)):
+        if not (is_driver(row.entry) or _is_balance(row)):
             yield row
-
-
-def _is_driver(row: Row) -> bool:
-    return row.status == "regime_driver" or _text(row.entry, "token_chain") == "regime"
 
 
 def _is_balance(row: Row) -> bool:

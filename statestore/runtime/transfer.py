@@ -30,8 +30,9 @@ from statestore.disk.contract import BeforeCommit, State, StateMeta, StateStore
 from statestore.disk.history import same_value
 from statestore.errors import ImportRefused, Place, StateInvalid, UsageError
 from statestore.model import asset_of
-from statestore.runtime import legacy
+from statestore.runtime.contracts import one_spelling
 from statestore.runtime.envelope import Envelope, Row, as_entry, as_row, key_of
+from statestore.runtime.statuses import REGIME, is_driver, is_of_status, status_of
 
 POSITIONS = "positions"
 WATCHLIST = "watchlist"
@@ -40,9 +41,6 @@ RECORD = ("id", "imported_from_id", "created_at", "updated_at")
 
 # Of an export; the first that the state has, and has something in.
 _BALANCES = ("cash_balances", "balances")
-# A database of trades calls open what others call active.
-_ACTIVE = frozenset({"active", "open", "partially_closed"})
-_REGIME = "regime_driver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +123,7 @@ def export_positions(
     """Return an export of all positions, or of those of a status or a timeframe.
 
     Args:
-        status: in any case. A position that does not say one is ``active`` while it is held, else
-            ``closed``; ``open`` and ``partially_closed`` are active as well.
+        status: as `statuses.is_of_status` understands it.
         sections: other sections that come along.
         include_regime: positions of regime drivers as well.
 
@@ -141,12 +138,12 @@ def export_positions(
         if name not in contents.sections:
             known = ", ".join(contents.sections) or "none"
             raise UsageError(f"{contents.name} has no section {name!r}; it has: {known}")
-    wanted_regime = include_regime or (status or "").lower() == _REGIME
+    wanted_regime = include_regime or (status or "").lower() == REGIME
     rows, regime, unmatched = [], 0, dict[str, int]()
     for key, entry in contents.entries.items():
-        if not wanted_regime and _is_regime(entry):
+        if not wanted_regime and is_driver(entry):
             regime += 1
-        elif _matches(entry, status, timeframe):
+        elif is_of_status(entry, status) and _is_of_timeframe(entry, timeframe):
             rows.append(_as_row(contents.name, key, entry))
         else:
             unmatched[status_of(entry)] = unmatched.get(status_of(entry), 0) + 1
@@ -184,14 +181,6 @@ def default_name(envelope: Envelope, form: str) -> str:
     return "_".join([parts[envelope.kind], *words, stamp]) + f".{form}"
 
 
-def status_of(entry: Any) -> str:
-    """Return what a position says it is, in lower case; by what is held where it does not say."""
-    said = entry.get("status") if isinstance(entry, Mapping) else None
-    if isinstance(said, str) and said:
-        return said.lower()
-    return "closed" if legacy.is_closed(entry) else "active"
-
-
 def _as_row(name: str, key: str, entry: Any) -> Row:
     try:
         return as_row(key, entry)
@@ -199,21 +188,9 @@ def _as_row(name: str, key: str, entry: Any) -> Row:
         raise StateInvalid(Path(name), f"{name}: positions.{error}", f"positions.{key}") from None
 
 
-def _matches(entry: Any, status: str | None, timeframe: str | None) -> bool:
-    if timeframe is not None:
-        said = entry.get("timeframe") if isinstance(entry, Mapping) else None
-        if said != timeframe:
-            return False
-    if status is None:
-        return True
-    wanted, found = status.lower(), status_of(entry)
-    return found == wanted or (wanted == "active" and found in _ACTIVE)
-
-
-def _is_regime(entry: Any) -> bool:
-    if not isinstance(entry, Mapping):
-        return False
-    return status_of(entry) == _REGIME or str(entry.get("token_chain", "")).lower() == "regime"
+def _is_of_timeframe(entry: Any, timeframe: str | None) -> bool:
+    said = entry.get("timeframe") if isinstance(entry, Mapping) else None
+    return timeframe is None or said == timeframe
 
 
 # Import
@@ -375,7 +352,7 @@ class _There:
     """What is in a place already, and so cannot come in again."""
 
     def __init__(self, contents: Contents, keep_ids: bool) -> None:
-        self._keys = contents.entries.keys()
+        self._keys = {one_spelling(key): key for key in contents.entries}
         keys = contents.entries if contents.by_asset else ()
         self._assets = {asset: key for key in keys if (asset := asset_of(key))}
         self._ids: dict[str, str] | None = {} if keep_ids else None
@@ -386,8 +363,8 @@ class _There:
 
     def why_not(self, key: str, row: Row) -> str:
         """Return why a row cannot come in; empty if it can."""
-        if key in self._keys:
-            return "is there already"
+        if (there := self._keys.get(one_spelling(key))) is not None:
+            return "is there already" + ("" if there == key else f", as {there}")
         asset = asset_of(key)
         if asset is not None and asset in self._assets:
             # Two entries for one asset would count what is held twice.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -272,10 +273,30 @@ def test_an_export_says_what_is_wrong_with_the_place_it_is_to_go_to(
 ) -> None:
     missing = at(*command, "--output", tmp_path / "nowhere" / "e.json")
     folder = at(*command, "--output", tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    fifo = at(*command, "--output", tmp_path / "fifo")
+    device = at(*command, "--output", "/dev/null")
 
     assert (missing.code, folder.code) == (2, 2)
     assert f"there is no folder {tmp_path / 'nowhere'}" in missing.error
     assert "is a folder; name a file in it" in folder.error
+    assert (fifo.code, device.code) == (2, 2)
+    assert "is no file, and would be replaced by one" in fifo.error
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_an_export_to_a_link_replaces_the_file_it_points_to(
+    at: Run, store: StateStore, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    real_file, link = tmp_path / "disk" / "real.json", tmp_path / "link.json"
+    link.symlink_to(real_file)
+    for command in (["export"], ["reinsert", "export"]):
+        assert at(*command, "--output", link).code == 0
+
+        assert link.is_symlink()
+        assert envelope.read(real_file).verified
+        assert real_file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_dry_run_refuses_what_cannot_be_saved(
@@ -324,6 +345,11 @@ def test_an_export_never_lands_on_a_file_of_the_state(at: Run, store: StateStore
         (["export", "--schema", "x"], "name it with --db"),
         (["import"], "Missing argument"),
         (["import", "nothing.json", "--exchange", "kraken"], "name it with --db"),
+        (
+            ["undo", "--db", "postgresql://h/d", "--discard-later-saves"],
+            "is for a state",
+        ),
+        (["undo", "--schema", "x"], "name it with --db"),
         (
             ["import", "nothing.json", "--db", "postgresql://h/d", "--replace"],
             "is for a state file",
@@ -437,6 +463,93 @@ def test_the_audit_file_says_which_rows_came_into_a_database(
         assert [line["positions"]["D"]] == [row[0] for row in found]
     assert (line["action"], line["state"]) == ("import", ran.json["path"])
     assert line["from_sha256"] == envelope.read(file).sha256
+
+
+def test_an_import_into_a_database_is_undone_and_a_second_undo_goes_further_back(
+    statestore: Run,
+    at: Run,
+    store: StateStore,
+    kill_switch: Any,
+    tmp_path: Path,
+    postgres: Any,
+    database: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STATE_FILE", str(store.path))
+    there = ["--db", postgres.url, "--schema", database.schema]
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    kill_switch.engage("move", "me")
+    for number, file in enumerate(files):
+        store.save({"positions": {f"D{number}": ROW | {"token_contract": f"Demo{number}"}}})
+        at("export", "--output", file)
+        assert statestore("import", file, "--yes", *there).code == 0
+    store.save({"positions": {}})
+    assert at("import", files[0], "--yes").code == 0  # newer, and into another place
+    audit = AuditLog(store.path.parent / "state_audit.jsonl")
+    lines = audit.verify()
+
+    dry = statestore("undo", "--dry-run", *there)
+    assert (dry.code, dry.json["dry_run"], len(dry.json["positions"])) == (0, True, 1)
+    assert statestore("import", files[1], "--verify", *there).code == 0
+    assert audit.verify() == lines
+    kill_switch.release()
+    assert statestore("undo", "--yes", *there).code == 6
+    kill_switch.engage("move", "me")
+    for number in (1, 0):
+        undone = statestore("undo", "--yes", *there)
+
+        assert undone.code == 0, undone.err
+        assert undone.json["undone"]["from"] == str(files[number])
+        assert statestore("import", files[number], "--verify", *there).code == 3
+        assert statestore("import", files[0], "--verify", *there).code == 3 * (number == 0)
+    assert [line["action"] for line in audit.entries()][-2:] == ["undo", "undo"]
+    nothing = statestore("undo", "--yes", *there)
+    assert (nothing.code, "no import into" in nothing.error) == (8, True)
+    assert StateStore(store.path).load()["positions"].keys() == {"D0"}
+
+
+def test_an_import_into_a_database_that_the_bot_worked_on_is_not_undone(
+    statestore: Run,
+    at: Run,
+    store: StateStore,
+    kill_switch: Any,
+    tmp_path: Path,
+    postgres: Any,
+    database: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STATE_FILE", str(store.path))
+    there = ["--db", postgres.url, "--schema", database.schema]
+    store.save({"positions": {"D": ROW}})
+    kill_switch.engage("move", "me")
+    at("export", "--output", tmp_path / "first.json")
+    statestore("import", tmp_path / "first.json", "--yes", *there)
+    with database.transaction() as connection:
+        connection.execute(database.query("UPDATE {schema}.positions SET current_price = 2"))
+    dry, real = statestore("undo", "--dry-run", *there), statestore("undo", "--yes", *there)
+
+    assert (dry.code, dry.json["refused"], real.code) == (0, True, 3)
+    assert "1 row(s) are not as they were imported" in real.error
+    assert statestore("import", tmp_path / "first.json", "--dry-run", *there).json["refused"]
+
+
+def test_an_import_that_was_recorded_without_its_times_is_not_undone(
+    statestore: Run,
+    store: StateStore,
+    kill_switch: Any,
+    postgres: Any,
+    database: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STATE_FILE", str(store.path))
+    kill_switch.engage("move", "me")
+    AuditLog(store.path.parent / "state_audit.jsonl").append(
+        {"action": "import", "state": database.address, "positions": {"D": "an id"}}
+    )
+    ran = statestore("undo", "--yes", "--db", postgres.url, "--schema", database.schema)
+
+    assert ran.code == 8
+    assert "delete by the ids it lists" in ran.error
 
 
 def test_a_database_that_is_not_there_is_exit_10_and_shows_no_password(

@@ -371,6 +371,24 @@ class Disk:
 
     _do_fdatasync = _do_fsync
 
+    def _do_syncfs(self, call: Call) -> bool:
+        """Flush every file and every name there is."""
+        if self._opened(call) is None:
+            return False
+        self.flushes += 1
+        for folder, name, named in itertools.chain.from_iterable(self._journal):
+            if named is None:
+                folder.committed.pop(name, None)
+            else:
+                folder.committed[name] = named
+        self._journal.clear()
+        for folder in self._folders():
+            folder.flushed()
+            for node in folder.live.values():
+                if isinstance(node, File):
+                    node.flushed()
+        return True
+
     def _do_sync_file_range(self, call: Call) -> bool:
         """Write data out without a flush of the disk's cache, which POSIX knows nothing of.
 

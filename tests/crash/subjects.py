@@ -23,6 +23,9 @@ from statestore.disk.audit import AuditLog
 from statestore.disk.killswitch import KillSwitch
 from statestore.disk.store import StateStore
 from statestore.errors import SaveFailed
+from statestore.runtime.processing import StateBook, Tracker, drain
+from statestore.runtime.signals import PLACES, Inbox, new_signal
+from statestore.runtime.tokens import TokenId
 from tests.crash.tracing import Report
 
 Acknowledge = Callable[[int], None]
@@ -359,6 +362,59 @@ BESIDE = [
     Subject("the first audit lines", nothing, append(1, 2), read_audit, append_next),
     Subject("an audit line", start_audit, append(3), read_audit, append_next),
 ]
+
+
+# Signals
+
+
+def signals_in(folder: Path, count: int) -> Inbox:
+    inbox = Inbox(folder / "signals")
+    for number in range(count):
+        token = TokenId(f"C{number}", "solana")
+        inbox.add(
+            new_signal(f"c{number}", token, "C", tags=[], curator={}, action="track", content={})
+        )
+    return inbox
+
+
+def start_signals(folder: Path) -> int:
+    signals_in(folder, 3)
+    StateStore(folder / "data" / "state.json").save({"positions": {}})
+    return 0
+
+
+def drain_signals(folder: Path, acknowledge: Acknowledge) -> None:
+    book = StateBook(StateStore(folder / "data" / "state.json"))
+    if len(list(drain(Inbox(folder / "signals"), Tracker(), book))) == 3:
+        acknowledge(1)
+
+
+def read_signals(folder: Path) -> int:
+    """Return 1 where all are done, 0 where some are pending; each is there, once and whole."""
+    inbox = Inbox(folder / "signals")
+    found = {place: inbox.signals(place) for place in PLACES}
+    if damaged := [bad.why for _, bads in found.values() for bad in bads]:
+        raise Violation("a signal does not read", damaged[0])
+    names = sorted(signal.id for signals, _ in found.values() for signal in signals)
+    if names != ["c0", "c1", "c2"]:
+        raise Violation("a signal is lost, or there twice", str(names))
+    positions = StateStore(folder / "data" / "state.json").load()["positions"]
+    by_signal = {entry["signal_id"] for entry in positions.values()}
+    if len(positions) not in (0, 9) or not {s.id for s in found["done"][0]} <= by_signal:
+        raise Violation("a signal is done without its positions", str(list(positions)))
+    return int(not found["pending"][0])
+
+
+def drain_again(folder: Path) -> None:
+    drain_signals(folder, lambda _number: None)
+    if read_signals(folder) != 1:
+        raise Violation("the next run does not finish what is pending")
+    if litter := [path.name for path in folder.rglob("*.tmp")]:
+        raise Violation(LITTER, str(litter))
+
+
+# By a journal only: that a rename between two folders is one step is its promise, not POSIX's.
+SIGNALS = Subject("a batch of signals", start_signals, drain_signals, read_signals, drain_again)
 
 
 # Planted mistakes: savers that do one thing wrong

@@ -53,6 +53,12 @@ def test_no_power_cut_loses_what_was_acknowledged(
     clean(lab.power_cut(subject, model))
 
 
+def test_no_power_cut_loses_a_signal_of_a_batch_or_opens_a_position_twice(
+    clean: Callable[[Tally], None],
+) -> None:
+    clean(lab.power_cut(subjects.SIGNALS, "journal"))
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("succession", SUCCESSIONS)
 def test_what_follows_a_killed_process_is_as_durable_as_any(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.disk import durable, single_sync
+from statestore.disk import durable, linux, single_sync
 from statestore.errors import SaveFailed, SaveNotDurable
 
 ERRNOS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
@@ -344,6 +344,106 @@ def test_a_moved_file_has_one_name_and_both_folders_are_flushed(tmp_path, monkey
 
     assert synced == [path.parent.stat().st_ino for path in (target, source)]
     assert (source.exists(), target.read_text()) == (False, "pending")
+
+
+@pytest.fixture(params=[True, False], ids=["flushed together", "flushed one by one"])
+def together(request, monkeypatch):
+    if request.param and not linux.syncfs_tells():
+        pytest.skip("the kernel has no syncfs")
+    monkeypatch.setattr(linux, "syncfs_tells", lambda: request.param)
+    return request.param
+
+
+def test_the_first_of_many_files_flush_the_folders_above_and_later_ones_do_not(
+    tmp_path, monkeypatch
+):
+    flushed = []
+    monkeypatch.setattr(durable, "flush_folders_above", flushed.append)
+    (tmp_path / "pending").mkdir()
+
+    durable.replace_files(tmp_path / "pending", {"a": b"1", "b": b"2"})
+    assert [path.parent for path in flushed] == [tmp_path / "pending"]
+    durable.replace_files(tmp_path / "pending", {"a": b"3", "b": b"4"})
+    assert len(flushed) == 1
+
+
+def test_what_replaces_a_link_or_a_fifo_has_not_its_mode(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo", 0o666)
+    for name in ("link", "fifo"):
+        durable.replace_file(tmp_path / name, b"new")
+
+        assert (tmp_path / name).lstat().st_mode & 0o7777 == 0o600
+
+
+def test_many_files_are_safe_before_the_first_of_them_gets_its_name(
+    tmp_path, monkeypatch, together
+):
+    (tmp_path / "b").write_text("old")
+    (tmp_path / "b").chmod(0o640)
+    calls = []
+
+    def spied(name, original):
+        return lambda *given: calls.append(name) or original(*given)
+
+    for holder, name in ((os, "fsync"), (linux, "syncfs"), (os, "replace")):
+        monkeypatch.setattr(holder, name, spied(name, getattr(holder, name)))
+    durable.replace_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
+
+    before = calls[: calls.index("replace")]
+    assert before == (["syncfs"] if together else ["fsync"] * 3)
+    assert calls[len(before) : len(before) + 4] == ["replace"] * 3 + ["fsync"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a": "1",
+        "b": "2",
+        "c": "3",
+    }
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o600, 0o640]
+
+
+@pytest.mark.parametrize("call", ["open", "write", "flush"])
+def test_many_files_of_which_one_cannot_be_written_are_all_as_they_were(
+    tmp_path, monkeypatch, together, call
+):
+    (tmp_path / "b").write_text("old")
+    if call == "flush" and together:
+        monkeypatch.setattr(linux, "syncfs", refusing(errno.EIO))
+    else:
+        fail(monkeypatch, "fsync" if call == "flush" else call, errno.ENOSPC)
+
+    with pytest.raises(SaveFailed):
+        durable.replace_files(tmp_path, {"a": b"1", "b": b"2"})
+    monkeypatch.undo()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "old"}
+
+
+def refusing(code):
+    def call(*_given):
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+def test_where_a_sandbox_knows_no_flush_for_all_each_file_is_flushed(tmp_path, monkeypatch):
+    monkeypatch.setattr(linux, "syncfs_tells", lambda: True)
+    monkeypatch.setattr(linux, "syncfs", refusing(errno.ENOSYS))
+    flushed, original = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(fd) or original(fd))
+    durable.replace_files(tmp_path, {"a": b"1", "b": b"2"}, flush_names=False)
+
+    assert len(flushed) == 2
+    assert (tmp_path / "b").read_text() == "2"
+
+
+@pytest.mark.parametrize(
+    ("release", "can"),
+    [("6.18.44", True), ("5.8.0-rc1", True), ("5.7.19", False), ("4.19", False), ("odd", False)],
+)
+def test_a_file_system_is_flushed_only_where_the_kernel_says_what_failed(monkeypatch, release, can):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "n", release, "v", "m")))
+
+    assert linux.syncfs_tells() is can
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])

@@ -546,7 +546,7 @@ def signals(data: bytes, folder: Path) -> None:
         to_terminal(f"{signal.id} {signal.symbol} {signal.status} {signal.action} {signal.ticker}")
         _ = signal.prior, signal.keys, signal.replaces, signal.learned("1m"), signal.attempts
         with suppress(StateStoreError):
-            inbox.settle(signal, "done")
+            inbox.settle(signal.but(status="done"))
     with inbox.exclusive():
         pass  # what was left half moved is moved
 

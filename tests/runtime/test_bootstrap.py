@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from decimal import Decimal
 
 import pytest
@@ -636,6 +638,56 @@ def test_killed_in_the_middle_of_it_nothing_is_half(crash_after, tmp_path):
             break
     else:
         pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_step_that_wants_to_end_the_process_fails_alone(system, error, background):
+    def exits():
+        raise error
+
+    ready = system(stream=exits)
+    if background:
+        ready.start()
+        report = ready.wait(60)
+    else:
+        report = ready.bootstrap_all()
+
+    assert statuses(report)["stream"] == "failed"
+    assert type(error).__name__ in report.step("stream").detail
+    assert statuses(report)["drivers"] == "ok"
+    assert report.status == "degraded"
+
+
+def test_an_interrupt_ends_a_bootstrap_and_the_next_one_runs(system):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    ready = system(stream=interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ready.bootstrap_all()
+
+
+def test_whoever_starts_it_while_it_runs_is_told_so_whichever_way_it_was_started(system):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hangs():
+        inside.set()
+        go_on.wait(60)
+
+    ready = system(stream=hangs)
+    first = threading.Thread(target=ready.bootstrap_all)
+    first.start()
+    try:
+        inside.wait(60)
+        for run in (ready.start, ready.bootstrap_all):
+            with pytest.raises(UsageError, match="running already"):
+                run()
+    finally:
+        go_on.set()
+        first.join()
+    assert ready.bootstrap_all().step("stream").status == "ok"
 
 
 def test_one_run_at_a_time(system):

@@ -185,6 +185,16 @@ def test_two_bars_of_one_instant_that_differ_fail_the_answer(binance, klines):
         binance.fetch("BTC", "1h", start, end, 666)
 
 
+@pytest.mark.parametrize("unit", [1_000_000_000, 1_000], ids=["seconds", "microseconds"])
+def test_an_answer_in_another_unit_is_an_error_and_not_an_empty_one(binance, klines, unit):
+    start, end = window("1h", 2)
+    rows = [[ts // unit, *kline(0, 3_600_000)[1:]] for ts in range(start, end, HOUR)]
+    klines.faults.append((200, json.dumps(rows).encode(), {}))
+
+    with pytest.raises(IncompleteRead, match="no bar opens in the range asked for"):
+        binance.fetch("BTC", "1h", start, end, 666)
+
+
 def test_only_get_for_klines_leaves(binance, klines):
     with binance._session() as session:
         for method, path in [
@@ -249,6 +259,23 @@ def test_coinbase_gives_666_bars_in_pages_without_a_token(coinbase, fake_exchang
     assert {r.path for r in fake_exchange.requests} == {
         "/api/v3/brokerage/market/products/BTC-USD/candles"
     }
+
+
+def test_candles_of_another_time_are_an_error_and_not_no_candles(coinbase, fake_exchange):
+    start, end = window("1m", 2)
+    row = ("99", "101", "100", "100", "1")
+    fake_exchange.set_candles("ETH-USD", "ONE_MINUTE", [(start // NANOSECONDS, *row)])
+    old = {
+        "candles": [
+            dict(
+                zip(("start", "low", "high", "open", "close", "volume"), ("60", *row), strict=True)
+            )
+        ]
+    }
+    coinbase._get = lambda *_given: old
+
+    with pytest.raises(IncompleteRead, match="no bar opens in the range asked for"):
+        coinbase.fetch("ETH", "1m", start, end, 666)
 
 
 def test_a_candle_that_is_still_open_is_left_out(coinbase):

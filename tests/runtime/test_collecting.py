@@ -328,6 +328,25 @@ def test_on_demand_rolls_up_first_and_keeps_what_a_source_said(store, collector)
     ]
 
 
+@pytest.mark.parametrize("ts", [NOON, NOON + HOUR, NOON * 1000])
+def test_a_bar_that_is_not_closed_yet_is_not_collected(store, collector, ts):
+    with pytest.raises(ValueError, match="not closed yet"):
+        collector(None, "LOW", policy="never").collect("LOW", "1h", [bar(NEWEST), bar(ts)])
+
+    assert store.bars("LOW", "1h") == []
+
+
+def test_a_bar_in_the_future_makes_no_old_series_fresh(store, collector):
+    old = hours(400, newest=NEWEST - 10 * HOUR)
+    store.add("BTC", "1h", [*old, bar(NEWEST + 1_000 * HOUR)])
+    source = Shelf(BTC=hours(666))
+
+    done = only(collector(source, "BTC").backfill_majors())
+
+    assert (done.reason, done.why) == ("stale", "")
+    assert source.asked == [("BTC", "1h", 11, 666)]
+
+
 def test_on_demand_of_a_composite_computes_it(store, collector):
     for symbol in ("SOL", "ETH", "BNB"):
         store.add(symbol, "1h", hours(2))

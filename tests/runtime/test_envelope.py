@@ -200,6 +200,40 @@ def test_a_position_that_is_there_twice_is_refused_and_both_places_named(path, f
         envelope.read(path)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {envelope.KEY: {"a": 1}},
+        {envelope.KEY: ""},
+        {envelope.KEY: True},
+        {envelope.KEY: None, "quantity": 1},
+        {"product_id": ["ETH-USD"]},
+        {"symbol": True},
+        {"token_contract": {"a": 1}, "token_chain": "base"},
+    ],
+)
+def test_what_is_no_name_names_no_position(path, row):
+    document = {"format": envelope.FORMAT, "kind": "positions", "count": 1, "positions": [row]}
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(StateInvalid, match="does not say what it is about"):
+        envelope.read(path)
+
+
+def test_one_contract_in_two_spellings_is_there_twice_on_a_chain_of_ethereums_kind(path):
+    rows = [
+        {"token_contract": f"0x{digits * 20}", "token_chain": "base"} for digits in ("aB", "ab")
+    ]
+    with pytest.raises(StateInvalid, match="is there twice"):
+        envelope.write(path, Envelope(kind="positions", rows=rows))
+
+    solana = [
+        {"token_contract": name, "token_chain": "solana"} for name in ("DemoAAAA", "Demoaaaa")
+    ]
+    envelope.write(path, Envelope(kind="positions", rows=solana))
+    assert envelope.read(path).count == 2
+
+
 def test_a_key_twice_in_one_object_is_refused_and_the_place_named(path):
     envelope.write(path, EXPORT)
     altered(path, '"pm_execution_history"', '"ta": 1, "pm_execution_history"')

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+import signal as signals
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from statestore.disk import codec, linux
 from statestore.disk.store import StateStore
 from statestore.errors import ReinsertRefused, SignalError, StateInvalid, StateLocked
 from statestore.formats import schema
+from statestore.runtime.envelope import as_row, key_of
 from statestore.runtime.processing import (
     Decision,
     Processed,
@@ -32,7 +35,8 @@ from statestore.runtime.reinsert import (
     write_signals,
 )
 from statestore.runtime.signals import Inbox, Signal, new_signal, signal_id
-from statestore.runtime.tokens import TokenId, tokens_in
+from statestore.runtime.tokens import TokenId, statuses, tokens_in
+from statestore.runtime.transfer import Contents, export_positions
 from statestore.testing import CrashAfter
 
 DEMO = TokenId("Demo1111", "solana")
@@ -144,6 +148,26 @@ def test_one_contract_on_two_chains_is_two_tokens() -> None:
     assert [str(token.id) for token in tokens_in(positions)] == ["solana:Demo1111", "base:Demo1111"]
 
 
+def test_one_contract_in_two_spellings_is_one_token_on_a_chain_of_ethereums_kind(
+    inbox: Inbox, book: StateBook
+) -> None:
+    checked, lower = "0x" + "aB" * 20, "0x" + "ab" * 20
+    positions = {"a": row("15m", checked), "b": row("1h", lower), "c": row("15m", "demo1111")}
+    positions["d"] = row("15m", "Demo1111")
+
+    assert [[r.key for r in token.rows] for token in tokens_in(positions)] == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+    ]
+    assert signal_id("x", TokenId(checked, "base")) == signal_id("x", TokenId(lower, "base"))
+    reinserted(inbox, {"a": positions["a"]})
+    assert reinserted(inbox, {"b": positions["b"]}, origin="later") == ["brought up to date"]
+    book.store.save({"positions": {"own": row("15m", lower)}})
+    (processed,) = drained(inbox, Tracker(), book)
+    assert (processed.standing, processed.opened) == (("a",), ("b",))
+
+
 def test_a_position_without_a_contract_is_of_the_product_it_stands_under() -> None:
     (token,) = tokens_in({"ETH-USD": {"quantity": 0, "symbol": "ETH"}})
 
@@ -166,6 +190,29 @@ def test_only_positions_of_the_status_are_chosen(inbox: Inbox) -> None:
 
     (found,) = plan_reinsertion(exported, "sum", positions, status="paused")
     assert [r.key for r in found.removed] == ["b"]
+
+
+@pytest.mark.parametrize("status", ["active", "ACTIVE", "closed", "paused", None])
+def test_an_export_and_a_reinsertion_take_one_status_for_the_same(status: str | None) -> None:
+    positions = {
+        "said": row("15m", contract="A"),
+        "shouted": row("15m", contract="B", status="Active", total_quantity=1),
+        "open": row("15m", contract="C", status="OPEN", total_quantity=1),
+        "held": {"quantity": 2},
+        "unknown": {"note": "how much, nobody knows"},
+        "flat": {"quantity": 0},
+        "paused": row("15m", contract="D", status="paused"),
+        "driver": row("15m", contract="E", status="Regime_Driver"),
+    }
+    state = Contents("state", positions, {}, {})
+    exported = export_positions(state, status=status).envelope.rows
+    taken = [r.key for token in tokens_in(positions, status) for r in token.rows]
+
+    assert {key_of(row) for row in exported} == {
+        key_of(as_row(key, positions[key])) for key in taken
+    }
+    assert ("held" in taken, "unknown" in taken) == (status not in ("closed", "paused"),) * 2
+    assert statuses(positions) == ["active", "closed", "open", "paused"]
 
 
 def test_the_oldest_signal_comes_first_whatever_its_time_is_written_like(inbox: Inbox) -> None:
@@ -336,9 +383,10 @@ def test_the_four_calls_come_in_this_order(inbox: Inbox, book: StateBook) -> Non
     calls: list[tuple[str, Any]] = []
 
     class Social(Inbox):
-        def update(self, signal: Signal) -> None:
-            calls.append(("social signal", signal.symbol))
-            super().update(signal)
+        def count_attempt(self, signals: Iterable[Signal]) -> list[Signal]:
+            counted = super().count_attempt(signals)
+            calls.extend(("social signal", signal.symbol) for signal in counted)
+            return counted
 
     class DecisionMaker(Tracker):
         def process(self, signal: Signal) -> Decision:
@@ -439,7 +487,7 @@ def test_a_signal_is_tried_again_and_its_attempts_are_counted(
     inbox.add(mention())
     for _ in range(2):
         drained(inbox, Says(raises=RuntimeError()), book)
-        inbox.reopen(inbox.signals("failed")[0][0], "failed")
+        inbox.reopen("failed", *inbox.signals("failed")[0])
     drained(inbox, Says(), book)
 
     (signal,), _ = inbox.signals("done")
@@ -456,7 +504,7 @@ def test_a_backfill_that_raises_fails_the_signal_and_a_retry_makes_no_second_pos
 
     assert drained(inbox, Tracker(), book, backfill=broken)[0].why.startswith("backfill: OSError")
     opened = dict(book.positions())
-    inbox.reopen(inbox.signals("failed")[0][0], "failed")
+    inbox.reopen("failed", *inbox.signals("failed")[0])
     asked: list[str] = []
     (processed,) = drained(inbox, Tracker(), book, backfill=lambda symbol, _: asked.append(symbol))
 
@@ -551,7 +599,7 @@ def locked_out(inbox: Inbox) -> bool:
 def test_what_somebody_else_saves_meanwhile_is_seen_and_kept(inbox: Inbox, book: StateBook) -> None:
     for contract in ("Demo1111", "Other222"):
         inbox.add(mention(contract, prior_position={"keys": {contract: "1h"}}))
-    going = drain(inbox, Tracker(), book)
+    going = drain(inbox, Tracker(), book, batch=1)
     next(going)
     with StateStore(book.store.path).transaction() as state:
         state["positions"]["Other222"] = row("1h", "Other222", quantity=1)
@@ -559,6 +607,220 @@ def test_what_somebody_else_saves_meanwhile_is_seen_and_kept(inbox: Inbox, book:
 
     assert processed.standing == ("Other222",)
     assert book.positions()["Other222"]["quantity"] == 1
+
+
+def test_what_is_saved_while_a_batch_is_decided_is_seen_and_kept(
+    inbox: Inbox, book: StateBook
+) -> None:
+    for number, contract in enumerate(("Demo1111", "Other222")):
+        keys = {contract: "1h"}
+        at = f"2025-11-20T10:00:0{number}Z"
+        inbox.add(mention(contract, prior_position={"keys": keys}).but(created_at=at))
+
+    class Slow(Tracker):
+        def process(self, signal: Signal) -> Decision:
+            if signal.symbol == "Other222":
+                with StateStore(book.store.path).transaction() as state:
+                    state["positions"] = {"Demo1111": row("1h", quantity=1)}
+            return super().process(signal)
+
+    demo, other = drained(inbox, Slow(), book, batch=2)
+
+    assert (demo.opened, demo.standing, other.opened) == ((), ("Demo1111",), ("Other222",))
+    assert book.positions()["Demo1111"]["quantity"] == 1
+
+
+def test_what_stands_under_a_key_by_the_time_of_the_save_is_left_alone(book: StateBook) -> None:
+    book.positions()
+    StateStore(book.store.path).save({"positions": {"ETH-USD": {"quantity": 2}}})
+    with book.together():
+        book.open(mention(), {"ETH-USD": {"quantity": 0}, "SOL-USD": {"quantity": 0}})
+
+    assert book.positions() == {"ETH-USD": {"quantity": 2}, "SOL-USD": {"quantity": 0}}
+
+
+def test_two_signals_of_a_batch_for_one_position_make_it_once(
+    inbox: Inbox, book: StateBook
+) -> None:
+    for number, name in enumerate(("one", "two")):
+        signal = mention(prior_position={"keys": {f"key {name}": "1h"}})
+        inbox.add(signal.but(id=name, created_at=f"2025-11-20T10:00:0{number}Z"))
+    one, two = drained(inbox, Tracker(), book)
+
+    assert (one.opened, two.opened, two.standing) == (("key one",), (), ("key two",))
+    assert list(book.positions()) == ["key one"]
+
+
+def test_two_signals_of_a_batch_for_one_key_make_it_once(inbox: Inbox, book: StateBook) -> None:
+    for number, name in enumerate(("one", "two")):
+        inbox.add(mention(name).but(created_at=f"2025-11-20T10:00:0{number}Z"))
+    one, two = drained(inbox, Says(Decision({"ETH-USD": {"quantity": 0}})), book, batch=2)
+
+    assert (one.opened, two.opened, two.standing) == (("ETH-USD",), (), ("ETH-USD",))
+    assert book.positions()["ETH-USD"]["signal_id"] == one.signal.id
+
+
+def test_what_was_taken_up_before_goes_alone(
+    inbox: Inbox, book: StateBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    for number, attempts in enumerate([0, 0, 0, 1, 2, 0, 0]):
+        at = f"2025-11-20T10:00:0{number}Z"
+        inbox.add(mention(f"C{number}").but(created_at=at, attempts=attempts))
+    settle = Inbox.settle
+    monkeypatch.setattr(
+        Inbox,
+        "settle",
+        lambda self, *given: taken.append([s.symbol for s in given]) or settle(self, *given),  # type: ignore[func-returns-value]
+    )
+    drained(inbox, Says(), book, batch=2)
+
+    assert taken == [["C0", "C1"], ["C2"], ["C3"], ["C4"], ["C5", "C6"]]
+
+
+def flushes(monkeypatch: pytest.MonkeyPatch, function: Any) -> int:
+    """Return how often it waited for the disk."""
+    made = 0
+
+    def counted(original: Any) -> Any:
+        def call(descriptor: int) -> None:
+            nonlocal made
+            made += 1
+            original(descriptor)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counted(os.fsync))
+        patch.setattr(linux, "syncfs", counted(linux.syncfs))
+        function()
+    return made
+
+
+@pytest.mark.skipif(not linux.syncfs_tells(), reason="the kernel has no syncfs")
+def test_a_batch_waits_for_the_disk_as_often_as_one_signal_does(
+    inbox: Inbox, book: StateBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contracts = [f"C{number}" for number in range(100)]
+    for folder in ("pending", "done"):
+        (inbox.folder / folder).mkdir(parents=True)
+    book.store.save({"positions": {}})
+    tokens = {contract: row(contract=contract) for contract in contracts}
+
+    assert flushes(monkeypatch, lambda: reinserted(inbox, tokens)) < 10
+    assert flushes(monkeypatch, lambda: drained(inbox, Tracker(), book)) < 10
+    assert len(inbox.signals("done")[0]) == len(book.positions()) == 100
+    assert book.store.load().meta.revision == 2
+
+
+def test_a_processor_that_does_not_say_otherwise_sees_what_the_signal_before_opened(
+    inbox: Inbox, book: StateBook
+) -> None:
+    book.store.save({"positions": {}})
+    for contract in ("Demo1111", "Other222"):
+        inbox.add(mention(contract))
+
+    class AtMostOne(Tracker):
+        def process(self, signal: Signal) -> Decision:
+            full = len(book.store.load()["positions"]) > 0
+            return Decision() if full else Decision({signal.symbol: {"quantity": 0}})
+
+    drained(inbox, AtMostOne(), book)
+
+    assert len(book.positions()) == 1
+
+
+def test_in_a_batch_too_a_processor_that_raises_fails_its_own_signal_only(
+    inbox: Inbox, book: StateBook
+) -> None:
+    for number in range(3):
+        inbox.add(mention(f"C{number}").but(created_at=f"2025-11-20T10:00:0{number}Z"))
+
+    class Picky(Tracker):
+        def process(self, signal: Signal) -> Decision:
+            if signal.symbol == "C1":
+                raise RuntimeError("no route")
+            return super().process(signal)
+
+    found = drained(inbox, Picky(), book, batch=3)
+
+    assert [(p.signal.symbol, p.fate) for p in found] == [
+        ("C0", "done"),
+        ("C1", "failed"),
+        ("C2", "done"),
+    ]
+    assert places(inbox) == {"done": ["C0", "C2"], "failed": ["C1"]}
+    assert len(book.positions()) == 6
+    assert [s.attempts for s in inbox.signals("done")[0] + inbox.signals("failed")[0]] == [1, 1, 1]
+
+
+class Interrupted:
+    """A processor during which Ctrl-C is pressed at one signal, or at its backfill."""
+
+    batch = 3
+
+    def __init__(self, *, process: str = "", backfill: str = "") -> None:
+        self.at = process, backfill
+
+    def process(self, signal: Signal) -> Decision:
+        if signal.symbol == self.at[0]:
+            raise KeyboardInterrupt
+        return Decision({signal.symbol: {"quantity": 0}}, ("1h",) if self.at[1] else ())
+
+    def backfill(self, symbol: str, _timeframes: tuple[str, ...]) -> None:
+        if symbol.endswith(self.at[1]):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("processor", "opened"),
+    [(Interrupted(process="C1"), ["C0"]), (Interrupted(backfill="C1"), ["C0", "C1", "C2"])],
+)
+def test_an_interrupt_loses_nothing_of_a_batch(
+    inbox: Inbox, book: StateBook, processor: Interrupted, opened: list[str]
+) -> None:
+    for number in range(3):
+        inbox.add(mention(f"C{number}").but(created_at=f"2025-11-20T10:00:0{number}Z"))
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        for processed in drain(inbox, processor, book):
+            told.append(processed.signal.symbol)
+
+    assert told == ["C0"]
+    assert places(inbox) == {"done": ["C0"], "pending": ["C1", "C2"]}
+    assert list(book.positions()) == opened
+    drained(inbox, Interrupted(), book)
+    assert places(inbox) == {"done": ["C0", "C1", "C2"]}
+    assert list(book.positions()) == ["C0", "C1", "C2"]
+
+
+def test_a_signal_that_takes_the_process_down_keeps_no_others_from_being_settled(
+    crash_after: CrashAfter, inbox: Inbox, book: StateBook
+) -> None:
+    for number in range(3):
+        inbox.add(mention(f"C{number}").but(created_at=f"2025-11-20T10:00:0{number}Z"))
+
+    class Deadly:
+        batch = 3
+
+        def process(self, signal: Signal) -> Decision:
+            if signal.symbol == "C1":
+                os.kill(os.getpid(), signals.SIGKILL)
+            return Decision({signal.symbol: {"quantity": 0}})
+
+    for _ in range(2):
+        assert crash_after(10_000, lambda: drained(inbox, Deadly(), book))
+
+    assert places(inbox) == {"done": ["C0"], "pending": ["C1", "C2"]}
+    assert [signal.attempts for signal in inbox.signals("pending")[0]] == [2, 1]
+
+
+def test_a_signal_that_would_not_be_read_again_is_not_written(inbox: Inbox) -> None:
+    inbox.add(mention())
+    with pytest.raises(SignalError, match="more than 4194304 are not read again"):
+        inbox.add(mention("Other222"), mention("Third333", entry_context={"x": "y" * (1 << 22)}))
+
+    assert places(inbox) == {"pending": ["Demo1111"]}
 
 
 @pytest.mark.parametrize("fate", ["done", "failed"])
@@ -580,6 +842,17 @@ def test_a_reinsert_opens_again_what_was_settled_before_a_crash(inbox: Inbox) ->
 
     assert reinserted(inbox, {"a": row()}) == ["reopened"]
     assert inbox.signals("pending")[0][0].status == "pending"
+
+
+def test_a_signal_as_long_as_may_be_has_room_for_what_becomes_of_it(
+    inbox: Inbox, book: StateBook
+) -> None:
+    room = (1 << 22) - len(codec.to_json(dict(mention(x="").record)))
+    inbox.add(mention(x="y" * room))
+    drained(inbox, Says(raises=RuntimeError("z" * 1000)), book)
+
+    assert places(inbox) == {"failed": ["Demo1111"]}
+    assert inbox.signals("failed")[0][0].attempts == 1
 
 
 # Files
@@ -656,6 +929,45 @@ def test_killed_at_any_moment_of_processing_no_position_is_doubled_and_no_signal
         assert StateStore(store.path).load().meta.revision == 1
         calls += 1
     assert calls > 20
+
+
+def test_killed_at_any_moment_of_writing_many_signals_the_same_again_writes_the_rest(
+    crash_after: CrashAfter, tmp_path: Path
+) -> None:
+    tokens = {contract: row(contract=contract) for contract in ("C0", "C1", "C2")}
+    calls, killed = 0, True
+    while killed:
+        inbox = Inbox(tmp_path / str(calls))
+        killed = crash_after(calls, lambda i=inbox: reinserted(i, tokens))
+        reinserted(inbox, tokens)
+
+        assert {place: len(found) for place, found in places(inbox).items()} == {"pending": 3}
+        assert not list(inbox.folder.rglob("*.tmp"))
+        calls += 1
+    assert calls > 10
+
+
+def test_killed_at_any_moment_of_a_batch_no_position_is_doubled_and_no_signal_lost(
+    crash_after: CrashAfter, tmp_path: Path
+) -> None:
+    tokens = {contract: row(contract=contract) for contract in ("C0", "C1", "C2")}
+    calls, killed = 0, True
+    while killed:
+        folder = tmp_path / str(calls)
+        inbox, store = Inbox(folder / "signals"), StateStore(folder / "state.json")
+        reinserted(inbox, tokens)
+        killed = crash_after(calls, lambda i=inbox, s=store: drained(i, Tracker(), StateBook(s)))
+        drained(inbox, Tracker(), StateBook(store))
+
+        assert {place: len(found) for place, found in places(inbox).items()} == {"done": 3}, calls
+        positions = StateStore(store.path).load()["positions"]
+        assert {p["signal_id"] for p in positions.values()} == {
+            signal.id for signal in inbox.signals("done")[0]
+        }
+        assert len(positions) == 3
+        assert not list(inbox.folder.rglob("*.tmp"))
+        calls += 1
+    assert calls > 30
 
 
 @pytest.mark.parametrize("place", ["pending", "done", "failed"])

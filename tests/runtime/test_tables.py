@@ -24,7 +24,14 @@ from statestore.model import (
 )
 from statestore.runtime import envelope
 from statestore.runtime.envelope import Envelope
-from statestore.runtime.tables import import_tables, prepare, read_tables
+from statestore.runtime.tables import (
+    import_tables,
+    prepare,
+    read_removal,
+    read_tables,
+    rehearse_tables,
+    remove_import,
+)
 from statestore.runtime.transfer import (
     contents_of,
     export_positions,
@@ -67,6 +74,10 @@ def file(state_store, path):
 
 
 def take(tables, file, **asked):
+    return imported(tables, file, **asked)[0]
+
+
+def imported(tables, file, **asked):
     return import_tables(tables, file, exchange="coinbase", before_commit=lambda: None, **asked)
 
 
@@ -302,6 +313,183 @@ def test_a_switch_released_meanwhile_takes_all_of_it_back(tables, file):
     with pytest.raises(KillSwitchNotEngaged):
         import_tables(tables, file, exchange="coinbase", before_commit=released)
     assert read_tables(tables).contents.entries == {}
+
+
+# Said before it is done
+
+
+ENTRY = {"_key": "ETH-USD", "quantity": Decimal(1), "entry_price": Decimal(3000)}
+AN_ORDER = {
+    "order_id": "one",
+    "exchange": "coinbase",
+    "symbol": "ETH-USD",
+    "side": "sell",
+    "order_type": "stop_loss",
+    "quantity": Decimal(1),
+    "price": Decimal(2500),
+    "status": "pending",
+}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"_key": "A\0B"},
+        {"note": "a\0b"},
+        {"exchange": "a\0b"},
+        {"entry_price": Decimal(-1)},
+        {"initial_quantity": Decimal(-1)},
+        {"quantity": Decimal("1." + "1" * 60)},
+        {"quantity": Decimal("1E-20000")},
+        {"margin": Decimal("1E+300")},
+        {"closed_at": "2025-01-01T00:00:00"},
+        {"opened_at": "9999-12-31T23:59:59.999999999Z"},
+        {"metadata": {"a": "\0"}},
+        {"side": "both"},
+        *(
+            {"_orders": [AN_ORDER | more]}
+            for more in (
+                {},
+                {"order_id": ""},
+                {"order_id": "x" * 101},
+                {"quantity": Decimal(0)},
+                {"price": None},
+                {"status": "filled"},
+                {"symbol": "x" * 51},
+                {"oco_group": "not one"},
+                {"exchange_order_id": ""},
+                {"metadata": [1]},
+                {"created_at": None},
+            )
+        ),
+        {"_orders": [AN_ORDER | {"order_id": name, "exchange_order_id": "e"} for name in "ab"]},
+    ],
+    ids=lambda said: str(said)[:40],
+)
+def test_a_dry_run_says_exactly_what_the_real_run_does(tables, said):
+    """The rules of the tables are theirs: whatever refuses a row refuses it in a dry run too."""
+    file = Envelope(kind="positions", rows=[ENTRY | said])
+
+    def of(run):
+        try:
+            return run().conflicts
+        except ImportRefused:
+            return plan.conflicts
+        except BackendError as error:
+            return str(error).partition("Failing row")[0]
+
+    plan = None
+    dry = of(lambda: rehearse_tables(tables, file, exchange="coinbase"))
+    assert read_tables(tables).contents.entries == {}
+    plan = prepare(file, read_tables(tables), exchange="coinbase").plan
+    assert of(lambda: take(tables, file)) == dry
+    assert bool(read_tables(tables).contents.entries) == (dry == ())
+
+
+# Taken out again
+
+
+STOP = {
+    "order_id": "a stop",
+    "exchange": "coinbase",
+    "symbol": "ETH-USD",
+    "side": "sell",
+    "order_type": "stop_loss",
+    "quantity": Decimal("0.0008"),
+    "price": Decimal(2500),
+    "status": "pending",
+}
+
+
+@pytest.fixture
+def with_a_stop(file):
+    """The export, its first position with an order of its own."""
+    rows = [
+        row | ({"_orders": [STOP]} if number == 0 else {}) for number, row in enumerate(file.rows)
+    ]
+    return replace(file, rows=rows)
+
+
+def of_a_bot(tables):
+    """Put in a position that is none of the import's."""
+    position = Position(
+        position_id=str(uuid4()),
+        exchange="coinbase",
+        symbol="BTC-USD",
+        side=PositionSide.LONG,
+        quantity=Decimal(1),
+        entry_price=Decimal(60000),
+        entry_time=OPENED,
+    )
+    tables.insert([position])
+    return position.position_id
+
+
+def removed(tables, stamps):
+    return remove_import(tables, stamps, before_commit=lambda: None)
+
+
+def test_an_import_is_taken_out_again_with_its_orders_and_nothing_else(tables, with_a_stop):
+    own = of_a_bot(tables)
+    before = tables.load(held_only=False)
+    plan, stamps = imported(tables, with_a_stop)
+    dry = read_removal(tables, stamps)
+
+    assert set(stamps.positions) == {entry["id"] for entry in plan.positions.values()}
+    assert (list(stamps.orders), dry.conflicts) == (["a stop"], ())
+    assert removed(tables, stamps) == dry
+    assert tables.load(held_only=False) == before
+    assert [p.position_id for p in before[0]] == [own]
+    assert removed(tables, stamps).gone == (*stamps.positions, "a stop")
+
+
+@pytest.mark.parametrize("change", ["a price", "a note of the order", "an order that came to it"])
+def test_an_import_of_which_a_row_was_changed_since_stays_whole(tables, with_a_stop, change):
+    _, stamps = imported(tables, with_a_stop)
+    positions, (order,) = tables.load(held_only=False)
+    (eth,) = [p for p in positions if p.symbol == "ETH-USD"]
+    if change == "a price":
+        eth.current_price = Decimal(3000)
+        with tables.transaction() as connection:
+            tables.update_prices(connection, [eth])
+        named = f"positions.{eth.position_id} was changed at 20"
+    elif change == "a note of the order":
+        with tables.transaction() as connection:
+            tables.update_orders(connection, [replace(order, error_message="late")])
+        named = "orders.a stop was changed at 20"
+    else:
+        tables.insert([], [replace(order, order_id="another")])
+        named = "orders.another came to an imported position since"
+    before = tables.load(held_only=False)
+
+    assert [
+        named in f"{c.where}.{c.key} {c.why}" for c in read_removal(tables, stamps).conflicts
+    ] == [True]
+    with pytest.raises(ImportRefused, match="not as they were imported, so nothing was taken out"):
+        removed(tables, stamps)
+    assert tables.load(held_only=False) == before
+
+
+def test_a_row_that_is_gone_keeps_nothing_else_of_an_import(tables, with_a_stop):
+    _, stamps = imported(tables, with_a_stop)
+    with tables.transaction() as connection:
+        connection.execute(tables.database.query("DELETE FROM {schema}.orders"))
+
+    assert removed(tables, stamps).gone == ("a stop",)
+    assert tables.load(held_only=False) == ([], [])
+
+
+def test_a_switch_released_while_an_import_is_taken_out_keeps_all_of_it(tables, with_a_stop):
+    _, stamps = imported(tables, with_a_stop)
+    before = tables.load(held_only=False)
+
+    def released():
+        raise KillSwitchNotEngaged("released")
+
+    with pytest.raises(KillSwitchNotEngaged):
+        remove_import(tables, stamps, before_commit=released)
+    assert tables.load(held_only=False) == before
 
 
 def test_killed_before_the_commit_nothing_is_there(tables, file, postgres, schema_name):

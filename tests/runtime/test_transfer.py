@@ -14,6 +14,7 @@ from statestore.disk.store import StateStore
 from statestore.errors import ImportRefused, StateError, StateInvalid, UsageError
 from statestore.runtime import envelope
 from statestore.runtime.envelope import Envelope
+from statestore.runtime.statuses import status_of
 from statestore.runtime.transfer import (
     RECORD,
     contents_of,
@@ -21,7 +22,6 @@ from statestore.runtime.transfer import (
     export_state,
     import_positions,
     plan_import,
-    status_of,
     verify_import,
 )
 
@@ -260,6 +260,15 @@ def test_a_product_under_another_key_is_the_same_product(state_store):
     plan = plan_import(file, contents(state_store))
 
     assert [c.why for c in plan.conflicts] == ["is there already, as ETH"]
+
+
+def test_a_contract_in_another_spelling_is_the_same_position(state_store, path):
+    one = HELD | {"token_contract": "0x" + "aB" * 20, "token_chain": "base"}
+    there, key = f"base:0x{'ab' * 20}:1h", f"base:0x{'aB' * 20}:1h"
+    state_store.save({"positions": {there: one | {"token_contract": "0x" + "ab" * 20}}})
+    plan = plan_import(Envelope(kind="positions", rows=[one]), contents(state_store))
+
+    assert [(c.key, c.why) for c in plan.conflicts] == [(key, f"is there already, as {there}")]
 
 
 def test_what_the_import_does_not_own_stays_byte_for_byte(store, path):

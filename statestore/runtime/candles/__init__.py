@@ -63,20 +63,25 @@ def closed_bars(
     present: int,
     source: str,
     where: str,
+    asked: bool = False,
 ) -> list[Bar]:
     """Return the rows of an answer as `BarSource.fetch` has to; those out of the range are dropped.
 
     Args:
         tf, start, end, limit: as `BarSource.fetch` was given them.
+        asked: the source was asked for this range alone, so an answer of nothing but other instants
+            is none to it: they are in another unit, or somebody else's.
         present: the instant by whichever clock is behind; what closes later is not closed.
         where: names the answer, for messages.
 
     Raises:
-        IncompleteRead: a row is no bar, or an instant has two that differ.
+        IncompleteRead: a row is no bar, an instant has two that differ, or none is in the range.
     """
     step = interval(tf)
     found: dict[int, Bar] = {}
+    within, ts = 0, None
     for number, (ts, *values) in enumerate(rows, 1):
+        within += start <= ts < end
         if not start <= ts < end or ts + step > present:
             continue
         try:
@@ -85,6 +90,11 @@ def closed_bars(
             raise IncompleteRead(f"{where}: row {number} is no bar: {error}") from error
         if found.setdefault(ts, bar) != bar:
             raise IncompleteRead(f"{where}: two bars of {format_instant(ts)} that differ")
+    if asked and ts is not None and not within:
+        raise IncompleteRead(
+            f"{where}: no bar opens in the range asked for, {format_instant(start)} to "
+            f"{format_instant(end)}; the last one says {ts} ns: of another time, or another unit"
+        )
     return [found[ts] for ts in sorted(found)][-limit:]
 
 

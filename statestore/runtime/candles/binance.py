@@ -121,7 +121,15 @@ class BinanceCandles:
         klines = (kline_of(row, where, called="kline") for row in rows)
         present = min(now(), served_at)
         return closed_bars(
-            klines, tf, start, end, limit, present=present, source=self._name, where=where
+            klines,
+            tf,
+            start,
+            end,
+            limit,
+            present=present,
+            source=self._name,
+            where=where,
+            asked=True,
         )
 
     def _ask(self, params: Mapping[str, str], where: str) -> tuple[list[object], int]:

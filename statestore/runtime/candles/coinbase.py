@@ -97,7 +97,15 @@ class CoinbaseCandles:
             rows += (_row(candle, f"{self._name} {path}") for candle in candles)
         where = f"{self._name} {path} {tf}"
         return closed_bars(
-            rows, tf, start, end, limit, present=present, source=self._name, where=where
+            rows,
+            tf,
+            start,
+            end,
+            limit,
+            present=present,
+            source=self._name,
+            where=where,
+            asked=True,
         )
 
 
