@@ -26,7 +26,13 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from statestore.config import DEFAULT_SCHEMA, StateUrl
-from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+from statestore.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    ContentRefused,
+    SchemaOutdated,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -196,6 +202,9 @@ class Database:
             raise self.explained(self._refused) from error
         except psycopg.Error as error:
             raise self.explained(error, uncertain=committing) from error
+        except UnicodeEncodeError as error:
+            what = f"{error.object[error.start : error.end]!a} in {error.object[:40]!a}"
+            raise ContentRefused(f"{self.address}: {what} is no text that can be stored") from error
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """Return a new connection in autocommit, outside the pool: to listen, lock or save.
@@ -403,6 +412,7 @@ class Database:
 
         told = psycopg.conninfo.conninfo_to_dict(self._url)
         ours = {"connect_timeout": max(2, round(self._timeout)), **_PATIENCE}
+        told["client_encoding"] = "UTF8"  # else that of a role or of a database of no encoding
         return psycopg.conninfo.make_conninfo(self._url, **{**ours, **told})
 
     def _opened(self) -> psycopg_pool.ConnectionPool[Any]:
@@ -425,7 +435,7 @@ class Database:
             max_size=self._connections,
             timeout=self._timeout,
             kwargs={"prepare_threshold": None},
-            configure=_durable,
+            configure=_ours,
             check=psycopg_pool.ConnectionPool.check_connection,
             open=True,
             name=f"{_POOL}{self.schema}",
@@ -467,13 +477,31 @@ def _not_twice(record: logging.LogRecord) -> bool:
     return not (ours and record.levelno >= logging.WARNING)
 
 
-def _durable(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-    """Have a commit flushed before it is acknowledged; what is stricter stays."""
-    connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') = 'off'"
-    )
+# A commit is flushed before it is acknowledged; what is stricter stays. The others are what this
+# package relies on, whatever the role or the database sets: times that psycopg reads, statements
+# that see what was committed while they waited, and no wait without an end for somebody who sits on
+# a position's row: a price that crossed has to be acted on.
+_SESSION = """
+SELECT CASE current_setting('synchronous_commit')
+        WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
+    END,
+    set_config('datestyle', 'ISO', false),
+    set_config('default_transaction_isolation', 'read committed', false),
+    CASE current_setting('lock_timeout') WHEN '0' THEN set_config('lock_timeout', '10s', false) END
+"""
+
+
+def _ours(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    connection.execute(_SESSION)
     connection.commit()
+
+
+def storable(text: str) -> str:
+    """Return a text as it can be stored: what is none (NUL, half a character) is spelt out.
+
+    For what a person reads; what it is about must not fail because of it.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def migrations() -> tuple[Migration, ...]:

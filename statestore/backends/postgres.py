@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from statestore.backends.database import Database
+from statestore.backends.database import Database, storable
 from statestore.backends.fallback import Fallback
 from statestore.backends.halting import Row
 from statestore.backends.leases import BEAT_SECONDS, DatabaseLease, holder
@@ -768,7 +768,7 @@ class _Row:
         return {"reason": reason, "by": by, "at": at.isoformat().replace("+00:00", "Z")}
 
     def put(self, reason: str, by: str) -> bool:
-        return bool(self._rows(_PUT, reason=reason, by=by))
+        return bool(self._rows(_PUT, reason=storable(reason), by=storable(by)))
 
     def take(self) -> bool:
         return bool(self._rows(_TAKE_AWAY))
