@@ -415,7 +415,7 @@ class PostgresStore(RevisionStore):
         try:
             present = self._unless_away(self._of_database)
             database = present.pointer if present else None
-            verdict = self._verdict(fallback, database)
+            verdict = fallback.verdict(database, self._knows)
         except BackendUnavailable as error:
             return self._of_file(fallback, error)
         if verdict == "forked":
@@ -487,6 +487,8 @@ class PostgresStore(RevisionStore):
             if fallback.is_pending:
                 self._unless_away(lambda: self._settled(fallback))
             done = self._unless_away(lambda: self._swap_in_database(former, to, data, ask))
+            if not done:
+                self._refuse_a_loss(fallback)
         except StateForked as fork:
             if not asked:
                 ask()
@@ -501,6 +503,13 @@ class PostgresStore(RevisionStore):
             # Mostly what it replaces is what the database had until now: that is not asked for.
             fallback.copy(to, data, lambda pointer: pointer == former or self._knows(pointer))
         return done
+
+    def _refuse_a_loss(self, fallback: Fallback) -> None:
+        """Raise `StateForked` where what stands in the way is older than what is in the file."""
+        with suppress(BackendUnavailable):  # then it is a conflict, whatever else it is
+            now = self._pointer_of_database()
+            if fallback.verdict(now, self._knows) == "forked":
+                raise fallback.forked(now)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
