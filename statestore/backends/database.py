@@ -477,23 +477,22 @@ def _not_twice(record: logging.LogRecord) -> bool:
     return not (ours and record.levelno >= logging.WARNING)
 
 
-# A commit is flushed before it is acknowledged; what is stricter stays. The others are what this
-# package relies on, whatever the role or the database sets: times that psycopg reads, statements
-# that see what was committed while they waited, and no wait without an end for somebody who sits on
-# a position's row: a price that crossed has to be acted on.
+# A commit is flushed before it is acknowledged; what is stricter stays. Psycopg reads no times but
+# those of ISO.
 _SESSION = """
-SELECT CASE current_setting('synchronous_commit')
-        WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
-    END,
-    set_config('datestyle', 'ISO', false),
-    set_config('default_transaction_isolation', 'read committed', false),
-    CASE current_setting('lock_timeout') WHEN '0' THEN set_config('lock_timeout', '10s', false) END
+SELECT set_config('datestyle', 'ISO', false), CASE current_setting('synchronous_commit')
+    WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
+END
 """
 
 
 def _ours(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Set what is relied on, whatever the role or the database is set to."""
+    from psycopg import IsolationLevel
+
     connection.execute(_SESSION)
     connection.commit()
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
 
 
 def storable(text: str) -> str:

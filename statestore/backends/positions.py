@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 _HELD: LiteralString = "status IN ('OPEN', 'PARTIALLY_CLOSED')"
 _LIVE: LiteralString = "status IN ('pending', 'open')"
 
+# Somebody may sit on a row for ever, and a price that crosses has to be acted on. What the
+# connection is told stays.
+_PATIENCE = """
+SELECT set_config('lock_timeout', '10s', true) WHERE current_setting('lock_timeout') = '0'
+"""
+
 # In the order of the functions that read and write a row, below.
 _POSITION: LiteralString = (
     "id, exchange, symbol, side, quantity, initial_quantity, entry_price, current_price, "
@@ -86,11 +92,14 @@ class PositionTables:
             snapshot: read only, and all queries see the tables as they were at the first.
 
         Raises:
-            BackendUnavailable, BackendError: as in `Database.transaction`.
+            BackendUnavailable, BackendError: as in `Database.transaction`; a row that somebody
+                else has locked is waited for ten seconds.
         """
         with self.database.transaction() as connection:
             if snapshot:
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            else:
+                connection.execute(_PATIENCE)
             yield connection
 
     # Reading
@@ -163,7 +172,6 @@ class PositionTables:
         Raises:
             BackendError: one of them does not end within ten seconds.
         """
-        connection.execute("SET LOCAL lock_timeout = '10s'")
         connection.execute(
             self._query(
                 "LOCK TABLE {schema}.positions, {schema}.orders IN SHARE ROW EXCLUSIVE MODE"
