@@ -510,6 +510,33 @@ def test_a_sync_that_was_cut_looks_for_unwritten_orders_again(
     assert after.manager.orders[stop.order_id].exchange_order_id == f"x-{stop.order_id}"
 
 
+def test_what_waits_here_is_looked_for_once_after_each_load(monitor, fake_exchange, source):
+    manager = monitor.manager
+    asked = []
+    for _ in range(2):
+        manager.load_open_positions()
+        manager.sync_orders(source)
+        manager.sync_orders(source)
+        asked.append(len(fake_exchange.requests))
+    assert asked == [1, 2]
+
+
+def test_an_order_that_is_pending_there_is_asked_for_until_it_is_final(
+    monitor, fake_exchange, source
+):
+    manager = monitor.manager
+    eth = next(p for p in manager.get_all_positions() if p.symbol == "ETH-USD")
+    sale = manager.record_order(
+        "limit", "sell", 1, position_id=eth.position_id, price=3100, exchange_order_id="x-1"
+    ).orders[0]
+    fake_exchange.set_order("x-1", "ETH-USD", "SELL", status="QUEUED")
+    assert (sale.status, manager.sync_orders(source).booked) == ("pending", [])
+    fill(fake_exchange, sale, 3100)
+    (booked,) = manager.sync_orders(source).booked
+    assert (booked.position.quantity, booked.position.realized_pnl) == (1, 100)
+    assert manager.sync_orders(source).asked == 0  # it is in memory still, with its position
+
+
 def test_a_stop_sent_to_rest_is_found_although_it_was_handed_out_since(
     restart, fake_exchange, source, desk, now
 ):

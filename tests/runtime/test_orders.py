@@ -419,6 +419,9 @@ def test_an_order_is_recorded_before_it_is_sent_and_opens_a_position_when_filled
     assert said("filled: a position may be opened")
     with pytest.raises(UsageError, match=r"has 0\.5 filled"):
         manager.open_position("BTC-USD", "long", "0.4", 60000, opened_by=order.order_id)
+    for symbol, side in (("BTC-USD", "short"), ("ETH-USD", "long")):
+        with pytest.raises(UsageError, match="cannot have opened"):
+            manager.open_position(symbol, side, "0.5", 60000, opened_by=order.order_id)
     opened = manager.open_position(
         "BTC-USD", "long", "0.5", 60000, opened_by=order.order_id
     ).position
@@ -523,6 +526,11 @@ def test_an_order_of_nobody_is_named(bot, restart):
     stop = order_of(bot, held(bot, "BTC/USDT"), "stop_loss")
     with pytest.raises(UsageError, match="of kraken"):
         restart(exchange="kraken").record_result(stop.order_id, "open")
+    with pytest.raises(UsageError, match=r"no position .* of kraken"):
+        restart(exchange="kraken").change_sl_tp(stop.position_id, stop_loss=1, take_profit=None)
+    alone = bot.record_order("market", "buy", 1, symbol="ADA-USD").orders[0]
+    with pytest.raises(UsageError, match=r"no order .* of kraken"):
+        restart(exchange="kraken").record_result(alone.order_id, "cancelled")
     with pytest.raises(UsageError, match="no position"):
         bot.attach_sl_tp(str(uuid4()), stop_loss=1)
     with pytest.raises(UsageError, match="no position id"):
@@ -564,6 +572,14 @@ def test_two_orders_of_one_group_protect_a_position(manager, restart):
     after = restart()
     assert after.orders_of(opened.position_id) == [stop, target]
     assert (held(after, "BTC-USD").stop_loss, held(after, "BTC-USD").take_profit) == (90, 120)
+
+
+def test_what_is_closed_is_not_protected_any_more(bot, restart):
+    btc = held(bot, "BTC/USDT")
+    bot.reduce_position(btc.position_id, btc.quantity, 1)
+    with pytest.raises(UsageError, match="is held"):
+        bot.attach_sl_tp(btc.position_id, stop_loss=1)
+    assert len(restart().orders) == 4
 
 
 def test_more_than_is_held_is_not_protected_twice(bot):
@@ -846,7 +862,16 @@ def test_prices_move_the_pnl_in_memory_and_in_the_table_when_asked(bot, restart,
     assert restart().positions[btc].current_price == D("120170.84")
 
 
-def test_a_price_that_is_written_does_not_bring_back_what_was_closed(bot, restart):
+@pytest.mark.parametrize(("side", "gained"), [("long", "-1.0"), ("short", "1.0")])
+def test_the_pnl_that_is_written_is_that_of_the_side(manager, database, side, gained):
+    position = manager.open_position("BTC-USD", side, "0.1", 100).position
+    manager.update_prices({"BTC-USD": 90}, write=True)
+
+    assert row(database, "SELECT unrealized_pnl::text FROM {schema}.positions") == (gained,)
+    assert manager.positions[position.position_id].unrealized_pnl == D(gained)
+
+
+def test_a_price_that_is_written_does_not_bring_back_what_was_closed(bot, restart, database):
     stale = restart()
     btc = held(bot, "BTC/USDT")
     bot.reduce_position(btc.position_id, btc.quantity, 1)
@@ -854,6 +879,8 @@ def test_a_price_that_is_written_does_not_bring_back_what_was_closed(bot, restar
     stale.update_prices({"BTC/USDT": 5}, write=True)
 
     assert btc.position_id not in restart().positions
+    price = "SELECT current_price FROM {schema}.positions WHERE id = %s"
+    assert row(database, price, btc.position_id) == (D(btc.entry_price),)  # as it was at its end
 
 
 def test_a_refresh_keeps_the_price_this_process_saw(bot, restart):
@@ -897,8 +924,9 @@ def test_somebody_who_sits_on_a_row_is_not_waited_for_without_an_end(
     hasty = Database(f"{postgres.url}?options=-clock_timeout%3D200", schema=schema_name)
     manager = PositionManager(hasty)
     manager.load_open_positions()
-    with database.transaction() as sitting, database.transaction() as other:
+    with bot.tables.transaction() as other:
         assert other.execute("SHOW lock_timeout").fetchone() == ("10s",)
+    with database.transaction() as sitting:
         sitting.execute(database.query("SELECT 1 FROM {schema}.positions FOR UPDATE"))
         with pytest.raises(BackendError, match="lock timeout"):
             if waits == "claim":
