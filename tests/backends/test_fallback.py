@@ -177,6 +177,25 @@ def test_a_file_that_did_not_move_gives_way(make: Make, proxy: Proxy, path: Path
     assert in_file(path) == (3, 3)
 
 
+def test_a_file_that_did_not_move_gives_way_to_a_database_that_has_forgotten_it(
+    make: Make, proxy: Proxy, path: Path, database: Database
+) -> None:
+    """Killed between the note and the first save that it was for; others went on for long."""
+    store = saved(make(), 1)
+    copy = path.read_bytes()
+    proxy.down()
+    saved(store, 2)
+    path.write_bytes(copy)
+    proxy.up()
+    saved(make(file_fallback=None), 3, 4)
+    with database.transaction() as connection:
+        connection.execute(database.query("DELETE FROM {schema}.revisions WHERE revision = 1"))
+
+    fresh = make()
+    assert fresh.load()["n"] == 4
+    assert fresh.reconcile()["done"] == "drop"
+
+
 def test_a_pending_file_whose_state_the_database_has_had_is_moved_aside(
     make: Make, proxy: Proxy, path: Path
 ) -> None:
