@@ -25,7 +25,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from statestore.backends.migrations import Applied, Migration, SchemaStatus, migrations
-from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+from statestore.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    ContentRefused,
+    SchemaOutdated,
+)
 from statestore.urls import DEFAULT_SCHEMA, StateUrl
 
 if TYPE_CHECKING:
@@ -155,6 +161,9 @@ class Database:
             raise self.explained(self._refused) from error
         except psycopg.Error as error:
             raise self.explained(error, uncertain=committing) from error
+        except UnicodeEncodeError as error:
+            what = f"{error.object[error.start : error.end]!a} in {error.object[:40]!a}"
+            raise ContentRefused(f"{self.address}: {what} is no text that can be stored") from error
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """Return a new connection in autocommit, outside the pool: to listen, lock or save.
@@ -349,6 +358,7 @@ class Database:
 
         told = psycopg.conninfo.conninfo_to_dict(self._url)
         ours = {"connect_timeout": max(2, round(self._timeout)), **_PATIENCE}
+        told["client_encoding"] = "UTF8"  # else that of a role or of a database of no encoding
         return psycopg.conninfo.make_conninfo(self._url, **{**ours, **told})
 
     def _opened(self) -> psycopg_pool.ConnectionPool[Any]:
@@ -371,7 +381,7 @@ class Database:
             max_size=self._connections,
             timeout=self._timeout,
             kwargs={"prepare_threshold": None},
-            configure=_durable,
+            configure=_ours,
             check=psycopg_pool.ConnectionPool.check_connection,
             open=True,
             name=f"{_POOL}{self.schema}",
@@ -413,13 +423,30 @@ def _not_twice(record: logging.LogRecord) -> bool:
     return not (ours and record.levelno >= logging.WARNING)
 
 
-def _durable(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-    """Have a commit flushed before it is acknowledged; what is stricter stays."""
-    connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') = 'off'"
-    )
+# A commit is flushed before it is acknowledged; what is stricter stays. Psycopg reads no times but
+# those of ISO.
+_SESSION = """
+SELECT set_config('datestyle', 'ISO', false), CASE current_setting('synchronous_commit')
+    WHEN 'off' THEN set_config('synchronous_commit', 'on', false)
+END
+"""
+
+
+def _ours(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Set what is relied on, whatever the role or the database is set to."""
+    from psycopg import IsolationLevel
+
+    connection.execute(_SESSION)
     connection.commit()
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+
+
+def storable(text: str) -> str:
+    """Return a text as it can be stored: what is none (NUL, half a character) is spelt out.
+
+    For what a person reads; what it is about must not fail because of it.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _address(told: dict[str, Any], schema: str) -> str:

@@ -14,6 +14,8 @@ elsewhere              has not moved, or its          the file is moved aside, t
                        revision is in the history     ``NAME.dropped-<time>``
 elsewhere              has moved                      `StateForked`; an operator chooses
 anywhere               has moved, and is damaged      `StateForked`, likewise: a save is lost
+behind the file, and   has not moved                  `StateForked`, likewise: an old dump was put
+has never heard of it                                 back, or a standby lacks the last saves
 =====================  =============================  ==========================================
 
 A file that was there before, and that the database has never heard of, is never written over: it is
@@ -162,7 +164,9 @@ class Fallback:
         if pending is None:
             if here is None or (database is not None and knows(here)):
                 return "nothing"  # a copy that is behind
-            return "drop" if database is not None else "forked"
+            # A database that is behind its copy has lost what it acknowledged.
+            behind = database is None or database.revision < here.revision
+            return "forked" if behind else "drop"
         assert here is not None
         if here == pending.base:
             return "drop"

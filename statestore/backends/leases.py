@@ -222,7 +222,8 @@ def holder(
     """Return who holds the lease; None if nobody does, empty where it is not known who."""
     key = key_of(database.schema, state) & 0xFFFF_FFFF_FFFF_FFFF
     told = {"name": state, "high": key >> 32, "low": key & 0xFFFF_FFFF}
-    row = connection.execute(database.query(_HOLDER), told).fetchone()
+    # Times in binary: how they are written as text is up to the role and the database.
+    row = connection.execute(database.query(_HOLDER), told, binary=True).fetchone()
     if row is None:
         return None
     if row[0] is None:

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 _HELD: LiteralString = "status IN ('OPEN', 'PARTIALLY_CLOSED')"
 _LIVE: LiteralString = "status IN ('pending', 'open')"
 
+# Somebody may sit on a row for ever, and a price that crosses has to be acted on. What the
+# connection is told stays.
+_PATIENCE = """
+SELECT set_config('lock_timeout', '10s', true) WHERE current_setting('lock_timeout') = '0'
+"""
+
 
 class Stamps(NamedTuple):
     """Rows by their ids, and the instant each was written last: a trigger notes every update."""
@@ -63,12 +69,27 @@ class PositionTables:
             snapshot: read only, and all queries see the tables as they were at the first.
 
         Raises:
-            BackendUnavailable, BackendError: as in `Database.transaction`.
+            BackendUnavailable, BackendError: as in `Database.transaction`; a row that somebody
+                else has locked is waited for ten seconds.
         """
         with self.database.transaction() as connection:
             if snapshot:
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            else:
+                connection.execute(_PATIENCE)
             yield connection
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[Connection]:
+        """Give a connection inside a transaction that is taken back: what it would have done.
+
+        All queries see the tables as they were at the first. Raises as `transaction` does.
+        """
+        with self.database.transaction() as connection:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            connection.execute(_PATIENCE)
+            yield connection
+            connection.rollback()
 
     # Reading
 
@@ -140,7 +161,6 @@ class PositionTables:
         Raises:
             BackendError: one of them does not end within ten seconds.
         """
-        connection.execute("SET LOCAL lock_timeout = '10s'")
         connection.execute(
             self._query(
                 "LOCK TABLE {schema}.positions, {schema}.orders IN SHARE ROW EXCLUSIVE MODE"

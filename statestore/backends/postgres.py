@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from statestore.backends.database import Database
+from statestore.backends.database import Database, storable
 from statestore.backends.fallback import Fallback
 from statestore.backends.halting import Row
 from statestore.backends.leases import BEAT_SECONDS, DatabaseLease, holder
@@ -358,7 +358,7 @@ class PostgresStore(RevisionStore):
         try:
             present = self._unless_away(self._tables.present)
             database = present.pointer if present else None
-            verdict = self._verdict(fallback, database)
+            verdict = fallback.verdict(database, self._tables.knows)
         except BackendUnavailable as error:
             return self._of_file(fallback, error)
         if verdict == "forked":
@@ -429,6 +429,8 @@ class PostgresStore(RevisionStore):
             done = self._unless_away(
                 lambda: self._tables.swap(former, to, data, ask, self.keep_revisions)
             )
+            if not done:
+                self._refuse_a_loss(fallback)
         except StateForked as fork:
             if not asked:
                 ask()
@@ -445,6 +447,13 @@ class PostgresStore(RevisionStore):
                 to, data, lambda pointer: pointer == former or self._tables.knows(pointer)
             )
         return done
+
+    def _refuse_a_loss(self, fallback: Fallback) -> None:
+        """Raise `StateForked` where what stands in the way is older than what is in the file."""
+        with suppress(BackendUnavailable):  # then it is a conflict, whatever else it is
+            now = self._tables.pointer()
+            if fallback.verdict(now, self._tables.knows) == "forked":
+                raise fallback.forked(now)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -521,7 +530,7 @@ class _Row:
         return {"reason": reason, "by": by, "at": at.isoformat().replace("+00:00", "Z")}
 
     def put(self, reason: str, by: str) -> bool:
-        return bool(self._rows(_PUT, reason=reason, by=by))
+        return bool(self._rows(_PUT, reason=storable(reason), by=storable(by)))
 
     def take(self) -> bool:
         return bool(self._rows(_TAKE_AWAY))

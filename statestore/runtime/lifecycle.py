@@ -37,6 +37,9 @@ from statestore.model import (
     Position,
     PositionSide,
     PositionStatus,
+    asset_of,
+    quote_of,
+    settled_in,
 )
 
 _FINAL: frozenset[OrderStatus] = frozenset()
@@ -87,8 +90,13 @@ def progress(order: Order, report: ExchangeOrder) -> Progress:
     exchange has and we do not know.
 
     Raises:
-        IllegalMove: it says that a final order went on.
+        IllegalMove: it says that a final order went on, or it is another order's.
     """
+    if _is_another(order, report):
+        raise IllegalMove(
+            f"order {order.order_id} is to {order.side} {order.symbol}, but {report.venue} says "
+            f"{report.said} of one to {report.side} {report.symbol}; its exchange_order_id is wrong"
+        )
     quantity = report.filled_quantity - order.filled_quantity
     value = report.filled_value - order.filled_value
     if report.status is None or quantity < 0:
@@ -103,7 +111,9 @@ def progress(order: Order, report: ExchangeOrder) -> Progress:
             f"{order.filled_quantity:f} filled, which is final, but {report.venue} says "
             f"{report.said} with {report.filled_quantity:f}; look at it there"
         )
-    if value < 0 or (report.status is OrderStatus.FILLED and not report.filled_quantity):
+    # The value of what was filled may be put right: who sent it knew a rounded price.
+    shrank = report.filled_value < 0 or (value < 0 and quantity)
+    if shrank or (report.status is OrderStatus.FILLED and not report.filled_quantity):
         raise IllegalMove(
             f"order {order.order_id} ({order.symbol}): {report.venue} says {report.said} with "
             f"{report.filled_quantity:f} filled for {report.filled_value:f}, after "
@@ -122,12 +132,24 @@ def progress(order: Order, report: ExchangeOrder) -> Progress:
         fees=order.fees if report.fees is None else report.fees,
         error_message=report.reason or order.error_message,
     )
-    if quantity:
+    if quantity or (value and report.filled_quantity):
         after.filled_price = written(report.filled_value / report.filled_quantity)
         after.filled_at = report.filled_at or order.filled_at
     if not status.live:
         after.cancel_wanted_at = None
     return Progress(after, quantity, value, changed=after != order)
+
+
+def _is_another(order: Order, report: ExchangeOrder) -> bool:
+    """Whether a report speaks of the other side, or of another market, as far as both name one.
+
+    An exchange may call a market by another name: orders in BTC-USDC are in the book of BTC-USD.
+    """
+    ours, theirs = quote_of(order.symbol), quote_of(report.symbol)
+    if ours is None or theirs is None:
+        return report.side is not order.side
+    named = (report.side, asset_of(report.symbol), settled_in(theirs))
+    return named != (order.side, asset_of(order.symbol), settled_in(ours))
 
 
 # What fills do to a position -------------------------------------------------------------------
@@ -181,6 +203,22 @@ def reduced(
         closed_at=None if left else at,
     )
     return priced(after), quantity - closing
+
+
+@exact
+def revalued(position: Position, value: Decimal, *, closing: bool) -> Position:
+    """Return the position after what was booked turned out to be worth that much more, or less.
+
+    All of it is in the P&L then: in what is realised, or in the entry of what is still held.
+    """
+    if closing or not position.status.held:
+        long = position.side is PositionSide.LONG
+        gained = value if closing is long else -value
+        after = replace(position, realized_pnl=written(position.realized_pnl + gained))
+    else:
+        cost = position.entry_price * position.quantity + value
+        after = replace(position, entry_price=written(cost / position.quantity))
+    return priced(after)
 
 
 _ANY_TIME = "1970-01-01T00:00:00Z"
@@ -266,18 +304,27 @@ def booked(
         after, unbooked = reduced(position, step.quantity, step.value, step.order.filled_at or now)
     elif step.quantity:
         after = increased(position, step.quantity, step.value)
+    elif step.value:
+        after = revalued(position, step.value, closing=reduces(order, position))
     to_cancel = []
     for other in others:
         if not other.status.live:
             continue
         sibling = order.oco_group is not None and other.oco_group == order.oco_group
-        if not after.status.held or (sibling and step.order.status is OrderStatus.FILLED):
+        # Filled with less than was asked for, it leaves units that its sibling has to protect.
+        filled = step.order.status is OrderStatus.FILLED
+        done = filled and (not step.order.left or at_exchange(other))
+        left = other.left - step.quantity
+        part = sibling and step.quantity > 0 and not at_exchange(other)
+        if not after.status.held or (sibling and done) or (part and left <= 0):
             gone = withdrawn(other, now)
             changed.append(gone)
             to_cancel += [gone] if gone.status.live else []
         elif _covered_all(other, position) and after.quantity != position.quantity:
             # It was to close all that is held; it still is.
             changed.append(replace(other, quantity=other.filled_quantity + after.quantity))
+        elif part:
+            changed.append(replace(other, quantity=other.filled_quantity + left))
     return Booked(
         tuple(changed), after, abs(after.quantity - position.quantity), unbooked, tuple(to_cancel)
     )
@@ -343,7 +390,8 @@ def due(
 
     Only orders that are not at the exchange, and never more than is held: what was sent because a
     price was crossed, or to close at the market, or was to be sent less than ``patience`` ago, is
-    taken for under way, and no order of the same group is acted on meanwhile.
+    taken for under way, and no order of the same group is acted on meanwhile. A take-profit that is
+    still at the exchange after that has to go first, like any other that rests there.
     """
     if not position.status.held:
         return []
@@ -372,9 +420,11 @@ def _under_way(order: Order, now: datetime, patience: timedelta) -> bool:
     since = order.triggered_at or (order.created_at if market else None)
     if since is None:
         return False
+    # A take-profit may rest at its price for ever while the market falls: it makes way.
+    rests = order.exchange_order_id is not None and order.order_type is not OrderType.TAKE_PROFIT
     # What is further ahead than that was written by a clock that was wrong: it must not keep a
     # stop-loss from being acted on until the clocks agree.
-    return order.exchange_order_id is not None or abs(now - since) < patience
+    return rests or abs(now - since) < patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +453,7 @@ def protection(position: Position, orders: Iterable[Order]) -> Protection:
     """Return how far a position is protected by orders that are live and not being withdrawn."""
     sums = {OrderType.STOP_LOSS: ZERO, OrderType.TAKE_PROFIT: ZERO}
     for order in orders:
-        if order.status.live and order.order_type in sums and order.cancel_wanted_at is None:
+        counts = order.order_type in sums and reduces(order, position)
+        if counts and order.status.live and order.cancel_wanted_at is None:
             sums[order.order_type] += order.left
     return Protection(position, sums[OrderType.STOP_LOSS], sums[OrderType.TAKE_PROFIT])

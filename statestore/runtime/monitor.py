@@ -20,10 +20,12 @@ What is promised:
   and marked ``late``;
 * while the database cannot be asked, memory is watched, and a decision says ``claimed=False``:
   another process may have been told the same;
+* what has to be cancelled at the exchange is said again until the exchange says that it is gone;
 * while the kill switch is engaged nothing is handed out, and that is logged.
 
 What is not: a price that was crossed and came back while nobody looked is not known here. Only an
-order that rests at the exchange covers that.
+order that rests at the exchange covers that. Machines whose clocks differ by more than ``patience``
+may both be told the same: it is the client order id that keeps it from being sold twice.
 """
 
 from __future__ import annotations
@@ -31,18 +33,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from statestore.errors import BackendError, SourceError, StateStoreError, UsageError
 from statestore.runtime import lifecycle
+from statestore.runtime.lifecycle import Booked
 from statestore.runtime.orders import Amount, PositionManager, a_price
 from statestore.runtime.syncing import sync
 
 if TYPE_CHECKING:
     from statestore.fills.sources import OrderSource
     from statestore.model import Order, OrderSide, Position
-    from statestore.runtime.lifecycle import Booked, Due
+    from statestore.runtime.lifecycle import Due
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +106,8 @@ class PositionMonitor:
             prices: by symbol, as the positions are named.
             on_decision: gets each decision. What it raises is logged; the decision comes again.
             source: asked what became of orders that are at the exchange.
-            on_booked: gets what a sync changed (``to_cancel`` is for the caller to do).
+            on_booked: gets what a sync changed (``to_cancel`` is for the caller to do), and, again
+                after the manager's ``patience``, what is still to be cancelled.
         """
         self.manager = manager
         self.problems: dict[str, str] = {}
@@ -111,6 +116,7 @@ class PositionMonitor:
         self._source = source
         self._on_booked = on_booked
         self._said: list[str] | None = None
+        self._reminded: dict[str, datetime] = {}
 
     def cycle(self) -> list[Decision]:
         """Do it once; return the decisions that were handed out.
@@ -125,6 +131,7 @@ class PositionMonitor:
         self._attempt("database", manager.refresh)
         if self._source is not None:
             self._attempt("exchange", self._sync)
+        self._remind()
         self._say_what_is_watched()
         symbols = {position.symbol for position in manager.get_all_positions()}
         if not symbols:
@@ -219,11 +226,31 @@ class PositionMonitor:
         synced = sync(self.manager, self._source)
         self._note("orders", synced.problem, "")
         for booked in synced.booked:
-            if self._on_booked is not None:
-                try:
-                    self._on_booked(booked)
-                except Exception:
-                    logger.exception("on_booked raised")
+            self._tell(booked)
+
+    def _remind(self) -> None:
+        """Say again what is still to be cancelled, once every ``patience``."""
+        now, overdue = self.manager.now(), self.manager.overdue()
+        self._note("cancelling", ", ".join(o.order_id for o in overdue), "still at the exchange:")
+        again = [
+            order
+            for order in overdue
+            if (last := self._reminded.get(order.order_id)) is None
+            or now - last >= self.manager.patience
+        ]
+        names = {order.order_id for order in overdue}
+        self._reminded = {name: at for name, at in self._reminded.items() if name in names}
+        for order in again:
+            self._reminded[order.order_id] = now
+        if again:
+            self._tell(Booked(to_cancel=tuple(again)))
+
+    def _tell(self, booked: Booked) -> None:
+        if self._on_booked is not None:
+            try:
+                self._on_booked(booked)
+            except Exception:
+                logger.exception("on_booked raised")
 
     def _attempt(self, what: str, do: Callable[[], None]) -> None:
         """Do what the cycle can do without; protection goes on."""

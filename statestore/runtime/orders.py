@@ -39,10 +39,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
 from statestore.amounts import ZERO, exact, parse_amount, written
-from statestore.backends.database import Database
+from statestore.backends.database import Database, storable
 from statestore.backends.positions import PositionTables
 from statestore.backends.rows import as_uuid
-from statestore.errors import StateStoreError, UsageError
+from statestore.errors import BackendError, StateStoreError, UsageError
 from statestore.model import (
     ExchangeOrder,
     Order,
@@ -94,6 +94,7 @@ class PositionManager:
         kill_switch: what a failed load engages; while it is engaged no decision is handed out.
         loaded: whether what is held is known.
         synced: whether the exchange was asked since the load.
+        patience: how long whoever was told something has, before it is said again.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class PositionManager:
         self.synced = False
         self.now = now
         self._increments = dict(increments or {})
-        self._patience = timedelta(seconds=patience)
+        self.patience = timedelta(seconds=patience)
         self._lock = threading.RLock()
         self._positions: dict[str, Position] = {}
         self._orders: dict[str, Order] = {}
@@ -215,11 +216,12 @@ class PositionManager:
         except StateStoreError as error:
             if on_failure != "halt" or self.kill_switch is None:
                 raise
-            self.kill_switch.engage("open positions could not be loaded", "PositionManager")
-            logger.error(
-                "open positions could not be loaded: halted",
-                extra={"operation": "load_open_positions", "why": str(error)},
-            )
+            facts = {"operation": "load_open_positions", "why": str(error)}
+            try:
+                self.kill_switch.engage("open positions could not be loaded", "PositionManager")
+            except BackendError as alone:  # its row is in a database too; this machine is halted
+                facts["kill_switch"] = str(alone)
+            logger.error("open positions could not be loaded: halted", extra=facts)
             return None
         if self._positions:
             logger.info("positions_loaded_from_db", extra=self.summary())
@@ -333,8 +335,8 @@ class PositionManager:
             side=_spelt(PositionSide, side),
             quantity=self._quantity(symbol, quantity),
             entry_price=_amount(entry_price, "entry_price", above=None),
-            stop_loss=_optional(stop_loss, "stop_loss"),
-            take_profit=_optional(take_profit, "take_profit"),
+            stop_loss=_trigger(stop_loss, "stop_loss"),
+            take_profit=_trigger(take_profit, "take_profit"),
             entry_time=entry_time or self.now(),
             leverage=_optional(leverage, "leverage"),
             margin=_optional(margin, "margin"),
@@ -395,7 +397,8 @@ class PositionManager:
             reason: why it was refused.
 
         Raises:
-            UsageError, IllegalMove: a value means nothing.
+            UsageError, IllegalMove: a value means nothing; a stop-loss or take-profit that would
+                close nothing.
             BackendError: the order is recorded already, or as elsewhere.
         """
         kind = _spelt(OrderType, order_type)
@@ -412,10 +415,13 @@ class PositionManager:
                 side=_spelt(OrderSide, side),
                 order_type=kind,
                 quantity=self._quantity(name, quantity),
-                price=_optional(price, "price"),
+                price=(_trigger if kind.protects else _optional)(price, "price"),
                 metadata=dict(metadata or {}),
                 created_at=self.now(),
             )
+            if kind.protects and not (position and lifecycle.reduces(order, position)):
+                held = f"{position.side} {name}" if position else "no position"
+                raise UsageError(f"a {kind} to {order.side} {name} closes nothing of {held}")
             report = self._report(
                 order, status, exchange_order_id, filled_quantity, filled_price, fees, reason
             )
@@ -493,8 +499,8 @@ class PositionManager:
         """
         return self._attach(
             position_id,
-            _optional(stop_loss, "stop_loss"),
-            _optional(take_profit, "take_profit"),
+            _trigger(stop_loss, "stop_loss"),
+            _trigger(take_profit, "take_profit"),
             quantity,
             replacing=False,
         )
@@ -515,8 +521,8 @@ class PositionManager:
         """
         return self._attach(
             position_id,
-            _optional(stop_loss, "stop_loss"),
-            _optional(take_profit, "take_profit"),
+            _trigger(stop_loss, "stop_loss"),
+            _trigger(take_profit, "take_profit"),
             None,
             replacing=True,
         )
@@ -712,6 +718,15 @@ class PositionManager:
 
     # Deciding
 
+    def overdue(self) -> list[Order]:
+        """Return the orders that should have gone from the exchange by now, and have not.
+
+        Whoever was told to cancel them may have died, and one that stays there is filled one day.
+        """
+        at = self.now()
+        wanted = [(order, order.cancel_wanted_at) for order in self.orders.values()]
+        return [o for o, since in wanted if since and o.status.live and at - since >= self.patience]
+
     def due_now(self, symbols: Collection[str]) -> list[tuple[Position, list[Due]]]:
         """Return what the last prices of these symbols make due, as memory has it."""
         found = []
@@ -723,7 +738,7 @@ class PositionManager:
             price = self._prices.get(position.symbol)
             orders = by_position.get(position.position_id)
             if position.symbol in symbols and price is not None and orders:
-                dues = lifecycle.due(position, orders, price, self.now(), self._patience)
+                dues = lifecycle.due(position, orders, price, self.now(), self.patience)
                 if dues:
                     found.append((position, dues))
         return found
@@ -739,7 +754,7 @@ class PositionManager:
                 return None
             position = self._seen(row)
             orders = map(self._handed_out, self.tables.orders_of(connection, position_id))
-            dues = lifecycle.due(position, list(orders), price, self.now(), self._patience)
+            dues = lifecycle.due(position, list(orders), price, self.now(), self.patience)
             taken = [replace(due.order, triggered_at=self.now()) for due in dues]
             self.tables.update_orders(connection, taken)
         self._remember(Booked(tuple(taken), position), "")
@@ -895,7 +910,7 @@ class PositionManager:
             filled_quantity=filled,
             filled_value=value,
             fees=_optional(fees, "fees", signed=True),
-            reason=reason,
+            reason=storable(reason),
             venue="its sender",
         )
 
@@ -925,6 +940,11 @@ def _amount(
         least = "above 0" if above is not None else "0 or above"
         raise UsageError(f"{what} is {number:f}; it has to be {least}")
     return number
+
+
+def _trigger(value: Amount | None, what: str) -> Decimal | None:
+    """Return a price to act at. 0 is none: as a take-profit it would be crossed at once."""
+    return None if value is None else _amount(value, what)
 
 
 def _optional(value: Amount | None, what: str, *, signed: bool = False) -> Decimal | None:

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from statestore import times
-from statestore.errors import IllegalMove
-from statestore.model import ExchangeOrder, Order
+from statestore.errors import BackendError, BackendUnavailable, IllegalMove
+from statestore.model import ExchangeOrder, Order, OrderStatus
 from statestore.times import NANOSECONDS
 
 if TYPE_CHECKING:
@@ -86,19 +86,24 @@ def sync(manager: PositionManager, source: OrderSource) -> Synced:
     # Once after a load every order that is known here only is looked for: the process before this
     # one may have died between sending it and writing that down.
     reports, missing = _reports(live, source, thorough=not manager.synced)
-    manager.synced = True
     found = Synced(asked=len(reports) + len(missing), missing=missing)
-    for order_id, report in reports.items():
+    # What is open there first: a sibling that is not known to be there yet would be taken for ours
+    # alone, and called cancelled, by a fill that is booked before.
+    by_finality = sorted(reports.items(), key=lambda told: not _lives(told[1]))
+    for order_id, report in by_finality:
         if report.status is None:
             found.unknown[order_id] = report.said
             continue
         try:
             booked = manager.apply_report(order_id, report)
-        except IllegalMove as error:
+        except BackendUnavailable:
+            raise
+        except (IllegalMove, BackendError) as error:
             found.refused[order_id] = str(error)
             continue
         if booked.orders:
             found.booked.append(booked)
+    manager.synced = True
     return found
 
 
@@ -116,14 +121,18 @@ def _reports(
     reports: dict[str, ExchangeOrder] = {}
     listed: Mapping[str, ExchangeOrder] = {}
     oldest = [_instant(order.created_at) for order in named.values()]
-    since = [_made(order) for order in unsure.values()]
+    # A stop-loss that was handed out may have been sent long before that, to rest there.
+    since = [_instant(o.created_at) if thorough else _made(o) for o in unsure.values()]
     if len(named) > _ONE_BY_ONE:
         since += oldest
     if since:
-        listed = {row.exchange_order_id: row for row in source.orders(min(since) - _CLOCKS_DIFFER)}
+        earlier = _DAY if thorough else _CLOCKS_DIFFER
+        listed = {row.exchange_order_id: row for row in source.orders(min(since) - earlier)}
         for row in listed.values():
-            if row.client_order_id in unsure:
-                reports[row.client_order_id] = row
+            name = row.client_order_id
+            # Sent again under the same id after a refusal: the one that counts is not the refusal.
+            if name in unsure and (name not in reports or _refused(reports[name])):
+                reports[name] = row
     missing = []
     for exchange_id, order in named.items():
         report = listed.get(exchange_id) or source.order(exchange_id)
@@ -132,6 +141,14 @@ def _reports(
         else:
             reports[order.order_id] = report
     return reports, missing
+
+
+def _lives(report: ExchangeOrder) -> bool:
+    return report.status is not None and report.status.live
+
+
+def _refused(report: ExchangeOrder) -> bool:
+    return report.status is OrderStatus.REJECTED and not report.filled_quantity
 
 
 def _perhaps_sent(order: Order) -> bool:

@@ -148,10 +148,6 @@ def import_tables(
     return prepared.plan, stamps
 
 
-class _Rehearsed(Exception):
-    """Takes back what was rehearsed."""
-
-
 def rehearse_tables(
     tables: PositionTables,
     envelope: Envelope,
@@ -168,22 +164,18 @@ def rehearse_tables(
     Raises:
         BackendError: as `import_tables` would, for a row that breaks a rule as well.
     """
-    try:
-        with tables.transaction() as connection:
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            prepared = prepare(
-                envelope,
-                _read(tables, connection),
-                exchange=exchange,
-                skip_existing=skip_existing,
-                keep_ids=keep_ids,
-            )
-            if not prepared.plan.conflicts:
-                tables.insert_positions(connection, prepared.positions)
-                tables.insert_orders(connection, prepared.orders)
-            raise _Rehearsed
-    except _Rehearsed:
-        return prepared.plan
+    with tables.rehearsal() as connection:
+        prepared = prepare(
+            envelope,
+            _read(tables, connection),
+            exchange=exchange,
+            skip_existing=skip_existing,
+            keep_ids=keep_ids,
+        )
+        if not prepared.plan.conflicts:
+            tables.insert_positions(connection, prepared.positions)
+            tables.insert_orders(connection, prepared.orders)
+    return prepared.plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -662,6 +662,16 @@ def test_the_kill_switch_halts_whoever_shares_the_state(make: Make, tmp_path: Pa
     assert not there.release()
 
 
+@pytest.mark.parametrize("reason", ["\udcff\0", "5 € lost"], ids=ascii)
+def test_it_halts_whatever_its_reason_is_made_of(make: Make, tmp_path: Path, reason: str) -> None:
+    """What a shell passes on need be no text."""
+    assert make().kill_switch(tmp_path / "here").engage(reason, "\udcff")
+    shared = isinstance(make().path, Path)
+    there = make().kill_switch(tmp_path / ("here" if shared else "there"))
+    assert there.status() == "engaged"
+    assert there.details()
+
+
 def test_a_file_halts_as_well(make: Make, tmp_path: Path) -> None:
     switch = make().kill_switch(tmp_path / "KILL_SWITCH")
     (tmp_path / "KILL_SWITCH").touch()

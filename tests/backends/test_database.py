@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
+from statestore import StateStore
 from statestore.backends.database import Database
 from statestore.backends.migrations import Migration, migrations
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, SchemaOutdated
+from statestore.runtime.orders import PositionManager
 from tests.backends.proxy import Proxy
 from tests.servers import PostgresServer, free_port
 
@@ -241,4 +245,69 @@ def test_before_the_schema_is_made_all_of_its_tables_are_missing(
     assert made <= set(database.missing())
     database.upgrade()
     assert database.missing() == ()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "SET datestyle TO 'German'",
+        "SET datestyle TO 'SQL, MDY'",
+        "SET timezone TO 'Asia/Kathmandu'",
+        "SET timezone TO '<+03:30>-03:30'",
+        "SET search_path TO nowhere",
+        "SET client_encoding TO 'LATIN1'",
+        "SET default_transaction_isolation TO serializable",
+        "SET bytea_output TO escape",
+        "SET standard_conforming_strings TO off",
+        "ENCODING 'SQL_ASCII'",
+    ],
+)
+def test_what_a_database_is_set_to_changes_nothing(
+    postgres: PostgresServer, schema_name: str, made: str
+) -> None:
+    """What was written by one comes back to another, to the digit, the letter and the instant."""
+    import psycopg
+
+    name = f"set_{schema_name}"
+    encoding, setting = (made, "") if made.startswith("ENCODING") else ("", made)
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 {encoding} "
+            "LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+        )
+        if setting:
+            connection.execute(f"ALTER DATABASE {name} {setting}".encode())
+    url = postgres.url.removesuffix("postgres") + name
+    database = Database(url)
+    assert database.upgrade() == migrations()
+    opened = datetime(2025, 3, 9, 7, 30, 1, 505817, tzinfo=UTC)
+    manager, again = PositionManager(database), PositionManager(url)
+    for one in (manager, again):
+        one.load_open_positions()
+    manager.open_position(
+        "BTC-USD",
+        "long",
+        "0.000012345678901234",
+        100,
+        stop_loss=90,
+        entry_time=opened,
+        metadata={"for": "5 € a piece", "back\\slash": "'"},
+    )
+    again.refresh()
+    assert (again.positions, again.orders) == (manager.positions, manager.orders)
+    (position,) = again.get_all_positions()
+    assert position.entry_time == opened
+
+    store = StateStore(url)
+    lease = store.lease()
+    store.save({"for": "5 € a piece"})
+    assert StateStore(url).load() == {"for": "5 € a piece"}
+    assert (store.lease_holder() or {})["pid"] == os.getpid()
+    assert store.database.status().version == len(migrations())
+    with database.transaction() as here:
+        assert here.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+    lease.release()
+    store.close()
+    again.close()
     database.close()

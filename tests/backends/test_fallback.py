@@ -177,6 +177,25 @@ def test_a_file_that_did_not_move_gives_way(make: Make, proxy: Proxy, path: Path
     assert in_file(path) == (3, 3)
 
 
+def test_a_file_that_did_not_move_gives_way_to_a_database_that_has_forgotten_it(
+    make: Make, proxy: Proxy, path: Path, database: Database
+) -> None:
+    """Killed between the note and the first save that it was for; others went on for long."""
+    store = saved(make(), 1)
+    copy = path.read_bytes()
+    proxy.down()
+    saved(store, 2)
+    path.write_bytes(copy)
+    proxy.up()
+    saved(make(file_fallback=None), 3, 4)
+    with database.transaction() as connection:
+        connection.execute(database.query("DELETE FROM {schema}.revisions WHERE revision = 1"))
+
+    fresh = make()
+    assert fresh.load()["n"] == 4
+    assert fresh.reconcile()["done"] == "drop"
+
+
 def test_a_pending_file_whose_state_the_database_has_had_is_moved_aside(
     make: Make, proxy: Proxy, path: Path
 ) -> None:
@@ -272,6 +291,37 @@ def test_a_file_the_database_does_not_know_is_moved_aside(make: Make, path: Path
     (aside,) = path.parent.glob("fallback.json.dropped-*")
     assert in_file(aside) == (1, 7)
     assert in_file(path) == (2, 2)
+
+
+@pytest.mark.parametrize("take", ["file", "database"])
+def test_a_database_that_lost_what_it_acknowledged_is_a_fork(
+    make: Make, database: Database, path: Path, take: str
+) -> None:
+    """A dump of yesterday was put back: the bot began anew from yesterday, and said nothing."""
+    running = saved(make(), 1, 2, 3)
+    state = running.load()
+    with database.transaction() as connection:
+        for text in (
+            "UPDATE {schema}.states SET (revision, sha256) = "
+            "(SELECT revision, sha256 FROM {schema}.revisions WHERE revision = 2)",
+            "DELETE FROM {schema}.revisions WHERE revision > 2",
+        ):
+            connection.execute(database.query(text))
+    store = make()
+    for act in (store.load, store.reconcile, lambda: store.save({"n": 9}, expected_revision=2)):
+        with pytest.raises(StateForked, match=r"has revision 3.* has revision 2"):
+            act()
+
+    state["n"] = 4
+    with pytest.raises(StateForked):  # and what a bot that runs has to save is in the file
+        running.save(state)
+    assert codec.parse(path.read_bytes()).revision == 4
+
+    aside = store.reconcile(take)["aside"]
+    assert make().load()["n"] == (4 if take == "file" else 2)
+    assert codec.parse(Path(aside).read_bytes()).revision == 4
+    saved(make(), 5)
+    assert codec.parse(path.read_bytes()).revision == (6 if take == "file" else 3)
 
 
 def test_without_a_copy_a_database_that_is_away_is_an_error(

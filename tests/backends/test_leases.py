@@ -204,3 +204,14 @@ def test_a_lease_that_names_another_bot_is_given_up(
             connection.execute(database.query("UPDATE {schema}.leases SET pid = pid + 1"))
         wait_until(lambda: not lease.held)
         wait_until(lambda: lease.held)  # it was nobody
+
+
+def test_a_holder_that_is_not_answered_does_not_take_itself_for_one(
+    make: Callable[[], PostgresStore], database: Database
+) -> None:
+    """The connection stands, and the server hangs: nobody knows for how long the lock does."""
+    with make().lease() as lease:
+        with database.transaction() as connection:
+            connection.execute(database.query("SELECT 1 FROM {schema}.leases FOR UPDATE"))
+            wait_until(lambda: not lease.held)
+        wait_until(lambda: lease.held)

@@ -98,7 +98,6 @@ def test_a_future_is_never_booked_in_base_units() -> None:
     [
         {"order_id": ""},
         {"side": "UNKNOWN_ORDER_SIDE"},
-        {"status": "FILLED"},
         {"filled_size": "1"},
         {"filled_size": "NaN"},
         {"filled_size": "-1", "filled_value": "1"},
@@ -110,6 +109,12 @@ def test_a_future_is_never_booked_in_base_units() -> None:
 def test_a_row_that_cannot_be_is_no_answer(said: dict[str, object]) -> None:
     with pytest.raises(IncompleteRead):
         exchange_order(row(**said), "here")
+
+
+def test_filled_with_nothing_is_for_whose_order_it_is_to_refuse() -> None:
+    """Not for the list: in it, somebody else's odd row kept every order of ours from being read."""
+    read = exchange_order(row(status="FILLED"), "here")
+    assert (read.status, read.filled_quantity) == (OrderStatus.FILLED, 0)
 
 
 def test_a_refusal_keeps_its_reason() -> None:

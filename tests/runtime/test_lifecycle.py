@@ -130,6 +130,13 @@ def test_what_is_filled_is_a_total_so_the_same_report_twice_is_nothing_new():
     assert more.order.filled_price == 84
 
 
+def test_what_a_later_report_does_not_say_stays_as_it_was_said():
+    first = lifecycle.progress(order(), report("open", "0.4", "36", fees=D(1), filled_at=NOW)).order
+    later = lifecycle.progress(first, report("filled", "1", "90")).order
+
+    assert (later.fees, later.filled_at) == (1, NOW)
+
+
 @pytest.mark.parametrize("late", [report("open", "0.1", "9"), report("pending", "0", "0")])
 def test_an_old_report_changes_nothing(late):
     known = order(status=OrderStatus.OPEN, filled_quantity=D("0.4"), filled_value=D(36))
@@ -152,6 +159,36 @@ def test_a_status_that_is_not_known_changes_nothing():
 def test_a_report_that_cannot_be_is_refused(wrong):
     with pytest.raises(IllegalMove, match="cannot be"):
         lifecycle.progress(order(), wrong)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("BTC-USDC", {"symbol": "BTC-USD"}),  # one book; the exchange names it either way
+        ("BTC/USD", {"symbol": "BTC-USD"}),
+        ("BTCUSD", {"symbol": "BTC-USD"}),  # a name of the bot's own says nothing against it
+        ("BTC-USD", {"symbol": ""}),
+    ],
+)
+def test_a_report_of_the_same_market_is_taken_whatever_it_is_called(ours, theirs):
+    assert lifecycle.progress(order(symbol=ours), report(**theirs)).quantity == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"symbol": "ETH-USD"},
+        {"symbol": "BTC-EUR"},
+        {"side": OrderSide.BUY},
+        {"side": OrderSide.BUY, "symbol": ""},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("status", ["open", "filled", "cancelled"])
+def test_a_report_of_another_order_is_refused(wrong, status):
+    """An exchange's id written down with the wrong order: 1 ETH was booked as 1 BTC."""
+    with pytest.raises(IllegalMove, match="exchange_order_id is wrong"):
+        lifecycle.progress(order(), report(status, **wrong))
 
 
 # What fills do to a position
@@ -216,6 +253,32 @@ def test_it_is_the_average_cost_of_the_replay(trades):
     assert abs(held.realized_pnl - replayed.realised) <= D("1E-15")
 
 
+@pytest.mark.parametrize(
+    ("position", "side", "realised"),
+    [(long(), OrderSide.SELL, D("-3")), (short(), OrderSide.BUY, D("3"))],
+)
+def test_a_value_that_is_put_right_is_in_the_pnl_and_the_order_goes_on(position, side, realised):
+    """Its sender knew the price as 90.01; the exchange says 0.3 for 27, and that it is off."""
+    known = order(side=side.value, exchange_order_id="x")
+    first = lifecycle.booked(known, report("open", "0.3", "27.003", side=side), position, [], NOW)
+    final = report("cancelled", "0.3", "27", side=side)
+    done = lifecycle.booked(first.orders[0], final, first.position, [], NOW)
+
+    assert (done.orders[0].status, done.orders[0].filled_price) == ("cancelled", 90)
+    assert (done.position.realized_pnl, done.position.quantity) == (realised, D("0.7"))
+
+
+@pytest.mark.parametrize(("made", "side"), [(long, "buy"), (short, "sell")])
+def test_what_was_opened_for_another_value_changes_the_entry(made, side):
+    opener = order("m", "limit", side=side, filled_quantity=D(1), filled_value=D(100))
+    right = report("filled", "1", "101", side=OrderSide(side))
+
+    assert lifecycle.booked(opener, right, made(), [], NOW).position.entry_price == 101
+    closed = made("0", status=PositionStatus.CLOSED, realized_pnl=D(10))
+    after = lifecycle.booked(opener, right, closed, [], NOW).position
+    assert after.realized_pnl == (9 if side == "buy" else 11)
+
+
 # Siblings
 
 
@@ -244,9 +307,36 @@ def test_a_partial_fill_keeps_the_sibling_for_what_is_left():
     done = lifecycle.booked(order(), report("open", "0.4", "36"), long(), [other], NOW)
 
     assert done.position.quantity == D("0.6")
+    assert done.position.closed_at is None
     assert [(o.order_id, o.status, o.left) for o in done.orders[1:]] == [
         ("tp", "pending", D("0.6"))
     ]
+
+
+def test_filled_with_less_than_was_asked_for_leaves_the_sibling_to_what_is_left():
+    """A target that said filled with 0.4 of 1 took the stop-loss with it: 0.6 stood bare."""
+    stop = order()
+    target = order("tp", "take_profit", price=D(120))
+    done = lifecycle.booked(target, report("filled", "0.4", "48"), long(), [stop], NOW)
+
+    assert done.position.quantity == D("0.6")
+    assert [(o.order_id, o.status, o.left) for o in done.orders[1:]] == [
+        ("sl", "pending", D("0.6"))
+    ]
+    there = replace(stop, exchange_order_id="y", status=OrderStatus.OPEN)
+    done = lifecycle.booked(target, report("filled", "0.4", "48"), long(), [there], NOW)
+    assert [o.order_id for o in done.to_cancel] == ["sl"]  # it would sell 1, and 0.6 are held
+
+
+def test_a_group_for_a_part_never_closes_more_than_its_part():
+    """Of 1 BTC, 0.5 is to be sold: 0.2 by the stop-loss that was cancelled, 0.3 by the target."""
+    stop = order(quantity="0.5", exchange_order_id="x")
+    target = order("tp", "take_profit", quantity="0.5", price=D(120))
+    done = lifecycle.booked(stop, report("cancelled", "0.2", "18"), long(), [target], NOW)
+
+    assert [(o.order_id, o.left) for o in done.orders[1:]] == [("tp", D("0.3"))]
+    full = lifecycle.booked(stop, report("open", "0.5", "45"), long(), [target], NOW)
+    assert [(o.order_id, o.status) for o in full.orders[1:]] == [("tp", "cancelled")]
 
 
 def test_a_close_by_hand_withdraws_every_order_of_the_position():
@@ -260,7 +350,9 @@ def test_a_close_by_hand_withdraws_every_order_of_the_position():
 def test_an_increase_takes_the_stop_for_all_of_it_along():
     add = order("m", "market", side="buy", price=None, oco_group=None)
     half = order("half", quantity="0.5", oco_group="h")
-    done = lifecycle.booked(add, report(value="100"), long(), [order(), half], NOW)
+    done = lifecycle.booked(
+        add, report(value="100", side=OrderSide.BUY), long(), [order(), half], NOW
+    )
 
     assert [(o.order_id, o.quantity) for o in done.orders] == [("m", 1), ("sl", 2)]
 
@@ -326,8 +418,25 @@ def test_of_one_group_only_one_is_under_way():
     assert due([tp, order(triggered_at=NOW)]) == []
     halves = [order(quantity="0.5", triggered_at=NOW), replace(tp, quantity=D("0.5"))]
     assert due(halves) == []
+    assert due([replace(half, triggered_at=None) for half in halves]) == [("sl", D("0.5"))]
     sent = order(triggered_at=NOW, exchange_order_id="x", status=OrderStatus.OPEN)
     assert due([tp, sent], now=NOW + 10 * MINUTE) == []
+
+
+def test_a_target_that_rests_makes_way_for_the_stop():
+    """It was sent at its price as the market turned: the stop-loss was never handed out."""
+    target = order(
+        "tp",
+        "take_profit",
+        price=D(120),
+        triggered_at=NOW,
+        exchange_order_id="x",
+        status=OrderStatus.OPEN,
+    )
+
+    assert due([order(), target]) == []
+    (found,) = lifecycle.due(long(), [order(), target], D(80), NOW + MINUTE, MINUTE)
+    assert (found.order.order_id, found.quantity, found.cancel_first) == ("sl", 1, (target,))
 
 
 def test_a_close_at_the_market_is_under_way_and_a_limit_has_to_go_first():
@@ -371,6 +480,7 @@ def test_protection_counts_what_is_live():
         order("b", quantity="0.3", status=OrderStatus.REJECTED),
         order("c", quantity="0.3", cancel_wanted_at=NOW),
         order("d", "take_profit", quantity="1"),
+        order("e", quantity="0.6", side="buy"),  # of another program; it closes nothing
     ]
     found = lifecycle.protection(long(), orders)
 

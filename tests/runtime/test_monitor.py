@@ -462,6 +462,190 @@ def test_an_order_that_was_sent_and_never_written_down_is_found_after_a_restart(
     assert after.manager.orders[order.order_id].status is OrderStatus.OPEN
 
 
+@pytest.mark.parametrize("filled_first", [True, False])
+def test_a_sibling_that_was_sent_and_never_written_down_is_not_called_cancelled(
+    monitor, restart, fake_exchange, source, filled_first
+):
+    """Both were sent, the bot died, the stop was filled: the target is there, to be filled."""
+    stop = order_of(monitor, "BTC-USD", "stop_loss")
+    target = order_of(monitor, "BTC-USD", "take_profit")
+    both = [(stop, "FILLED"), (target, "OPEN")]
+    for order, status in both if filled_first else both[::-1]:
+        sent(fake_exchange, order, status)
+
+    changed = []
+    after = restart(source=source, on_booked=changed.append)
+    after.cycle()
+    assert [o.order_id for b in changed for o in b.to_cancel] == [target.order_id]
+    assert after.manager.orders[target.order_id].exchange_order_id == f"x-{target.order_id}"
+
+
+def sent(exchange, order, status="OPEN", number="", **said):
+    filled = {"filled_size": str(order.quantity), "filled_value": "1"} if status == "FILLED" else {}
+    exchange.set_order(
+        f"x-{order.order_id}{number}",
+        order.symbol,
+        order.side.upper(),
+        client_order_id=order.order_id,
+        status=status,
+        **{"created_time": "2025-11-18T04:00:01Z"} | filled | said,
+    )
+
+
+def test_a_sync_that_was_cut_looks_for_unwritten_orders_again(
+    monitor, restart, fake_exchange, source, monkeypatch
+):
+    def cut(*_):
+        raise BackendUnavailable("cut")
+
+    stop = order_of(monitor, "BTC-USD", "stop_loss")
+    sent(fake_exchange, stop)
+    after = restart(source=source)
+    with monkeypatch.context() as patch:
+        patch.setattr(after.manager.tables, "update_orders", cut)
+        after.cycle()
+        assert "cut" in after.problems["exchange"]
+    after.cycle()
+
+    assert after.manager.orders[stop.order_id].exchange_order_id == f"x-{stop.order_id}"
+
+
+def test_what_waits_here_is_looked_for_once_after_each_load(monitor, fake_exchange, source):
+    manager = monitor.manager
+    asked = []
+    for _ in range(2):
+        manager.load_open_positions()
+        manager.sync_orders(source)
+        manager.sync_orders(source)
+        asked.append(len(fake_exchange.requests))
+    assert asked == [1, 2]
+
+
+def test_an_order_that_is_pending_there_is_asked_for_until_it_is_final(
+    monitor, fake_exchange, source
+):
+    manager = monitor.manager
+    eth = next(p for p in manager.get_all_positions() if p.symbol == "ETH-USD")
+    sale = manager.record_order(
+        "limit", "sell", 1, position_id=eth.position_id, price=3100, exchange_order_id="x-1"
+    ).orders[0]
+    fake_exchange.set_order("x-1", "ETH-USD", "SELL", status="QUEUED")
+    assert (sale.status, manager.sync_orders(source).booked) == ("pending", [])
+    fill(fake_exchange, sale, 3100)
+    (booked,) = manager.sync_orders(source).booked
+    assert (booked.position.quantity, booked.position.realized_pnl) == (1, 100)
+    assert manager.sync_orders(source).asked == 0  # it is in memory still, with its position
+
+
+def test_a_stop_sent_to_rest_is_found_although_it_was_handed_out_since(
+    restart, fake_exchange, source, desk, now
+):
+    bot = restart()
+    bot.manager.open_position("BTC-USD", "long", 1, 60000, stop_loss=54000)
+    stop = order_of(bot, "BTC-USD", "stop_loss")
+    sent(fake_exchange, stop)  # and the bot died
+    now.at += timedelta(days=3)
+    desk.prices["BTC-USD"] = D(50000)
+    assert len(restart().cycle()) == 1  # nobody could ask; the exchange refuses the same id again
+
+    after = restart(source=source)
+    after.cycle()
+    assert after.manager.orders[stop.order_id].exchange_order_id == f"x-{stop.order_id}"
+
+
+def test_a_clock_that_is_ahead_by_hours_does_not_hide_an_order(restart, fake_exchange, source, now):
+    now.at += timedelta(hours=5)
+    bot = restart()
+    bot.manager.open_position("BTC-USD", "long", 1, 60000, stop_loss=54000)
+    stop = order_of(bot, "BTC-USD", "stop_loss")
+    sent(fake_exchange, stop)
+
+    after = restart(source=source)
+    after.cycle()
+    assert after.manager.orders[stop.order_id].status is OrderStatus.OPEN
+
+
+@pytest.mark.parametrize(
+    ("told", "counts"),
+    [
+        (("FAILED", "FILLED"), "filled"),
+        (("FILLED", "FAILED"), "filled"),
+        (("FAILED", "OPEN"), "open"),
+        (("FAILED", "FAILED"), "rejected"),
+    ],
+    ids=str,
+)
+def test_an_order_sent_again_after_a_refusal_is_not_taken_for_refused(
+    restart, fake_exchange, source, told, counts
+):
+    bot = restart()
+    order = bot.manager.record_order("market", "buy", 1, symbol="ADA-USD").orders[0]
+    for number, status in enumerate(told):
+        sent(fake_exchange, order, status, number)
+    booked = bot.manager.sync_orders(source).booked
+
+    assert [b.orders[0].status.value for b in booked] == [counts]
+
+
+def test_an_id_written_down_with_the_wrong_order_does_not_hold_up_the_others(
+    monitor, restart, fake_exchange, source
+):
+    """BTC's id stands in the row of ETH: one cannot have it, and the other is not it."""
+    btc, eth, sol = (order_of(monitor, s, "stop_loss") for s in ("BTC-USD", "ETH-USD", "SOL-USD"))
+    sent(fake_exchange, btc)
+    sent(fake_exchange, sol, "FILLED")
+    wrong, right = f"x-{btc.order_id}", f"x-{sol.order_id}"
+    monitor.manager.record_result(eth.order_id, "open", exchange_order_id=wrong)
+    monitor.manager.record_result(sol.order_id, "open", exchange_order_id=right)
+
+    synced = restart().manager.sync_orders(source)
+    assert set(synced.refused) == {btc.order_id, eth.order_id}
+    assert "duplicate key" in synced.refused[btc.order_id]
+    assert "exchange_order_id is wrong" in synced.refused[eth.order_id]
+    assert [b.position.symbol for b in synced.booked] == ["SOL-USD"]
+
+
+def test_an_odd_order_of_somebody_else_does_not_hold_up_ours(
+    monitor, restart, fake_exchange, source
+):
+    fake_exchange.set_order(
+        "z", "DOGE-USD", "BUY", status="FILLED", created_time="2025-11-18T04:00:01Z"
+    )
+    stop = order_of(monitor, "BTC-USD", "stop_loss")
+    sent(fake_exchange, stop)
+
+    synced = restart().manager.sync_orders(source)
+    assert [b.orders[0].order_id for b in synced.booked] == [stop.order_id]
+
+
+def test_what_is_to_be_cancelled_is_said_until_it_is_gone(
+    monitor, restart, fake_exchange, source, now
+):
+    """Who was told died: the target of a position that is closed would have been filled one day."""
+    at_exchange(monitor, fake_exchange)
+    fill(fake_exchange, order_of(monitor, "BTC-USD", "stop_loss"), 54000)
+    target = order_of(monitor, "BTC-USD", "take_profit")
+    restart(source=source).cycle()  # tells nobody
+
+    told = []
+    after = restart(
+        source=source, on_booked=lambda b: told.append([o.order_id for o in b.to_cancel])
+    )
+    after.cycle()
+    assert (told, after.problems) == ([], {})  # whoever was told may be at it
+    now.at += timedelta(minutes=1)
+    after.cycle()
+    after.cycle()
+    assert told == [[target.order_id]]
+    assert after.problems == {"cancelling": f"still at the exchange: {target.order_id}"}
+    now.at += timedelta(minutes=1)
+    after.cycle()
+    assert told == [[target.order_id]] * 2
+    fake_exchange.set_order(target.exchange_order_id, "BTC-USD", "SELL", status="CANCELLED")
+    after.cycle()
+    assert after.problems == {}
+
+
 def test_a_stop_that_rests_at_the_exchange_is_left_to_it(monitor, desk, fake_exchange):
     at_exchange(monitor, fake_exchange)
     desk.prices["BTC-USD"] = D(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import os
 import subprocess
@@ -16,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from statestore import KillSwitch
+from statestore import KillSwitch, StateStore
 from statestore.backends.database import Database
 from statestore.backends.positions import PositionTables
 from statestore.errors import (
@@ -37,6 +38,7 @@ from statestore.runtime.orders import (
     PositionSide,
     PositionStatus,
 )
+from tests.backends.proxy import AFTER, BEFORE, PASS, UNANSWERED, Proxy
 from tests.servers import free_port
 
 D = Decimal
@@ -290,6 +292,19 @@ def test_a_load_that_failed_is_not_no_positions(tmp_path, said):
     gone.close()
 
 
+def test_a_halt_is_one_although_the_shared_switch_is_in_the_same_database(tmp_path, said):
+    away = f"postgresql://bot@127.0.0.1:{free_port()}/x"
+    store = StateStore(away, connect_timeout=0.5)
+    switch = store.kill_switch(tmp_path / "KILL_SWITCH")
+    manager = PositionManager(away, kill_switch=switch)
+
+    assert manager.load_open_positions(on_failure="halt") is None
+    assert (tmp_path / "KILL_SWITCH").exists()
+    (line,) = said("open positions could not be loaded: halted")
+    assert "on this machine only" in line.kill_switch
+    store.close()
+
+
 def test_to_halt_needs_something_to_halt_by(database):
     with pytest.raises(UsageError, match="kill switch"):
         PositionManager(database).load_open_positions(on_failure="halt")
@@ -366,6 +381,9 @@ def test_an_opened_position_is_in_the_public_dict(manager):
         ({"side": "up"}, "LONG, SHORT"),
         ({"entry_price": -1}, "0 or above"),
         ({"stop_loss": 120, "take_profit": 110}, "below its take-profit"),
+        ({"stop_loss": 0}, "stop_loss is 0; it has to be above 0"),
+        ({"take_profit": 0}, "take_profit is 0; it has to be above 0"),  # sold all, at once
+        ({"symbol": "\udcff"}, "no text that can be stored"),
         ({"side": "short", "stop_loss": 90, "take_profit": 110}, "above its take-profit"),
         ({"quantity": "0.015"}, "base increment"),
         ({"opened_by": "nobody"}, "is not recorded"),
@@ -375,7 +393,7 @@ def test_an_opened_position_is_in_the_public_dict(manager):
 def test_what_means_nothing_is_refused_before_it_is_recorded(restart, said, why):
     manager = restart(increments={"BTC-USD": D("0.01")})
     given = {"symbol": "BTC-USD", "side": "long", "quantity": 1, "entry_price": 100} | said
-    with pytest.raises(UsageError, match=why):
+    with pytest.raises((UsageError, BackendError), match=why):
         manager.open_position(**given)
     assert restart().positions == {}
 
@@ -401,6 +419,9 @@ def test_an_order_is_recorded_before_it_is_sent_and_opens_a_position_when_filled
     assert said("filled: a position may be opened")
     with pytest.raises(UsageError, match=r"has 0\.5 filled"):
         manager.open_position("BTC-USD", "long", "0.4", 60000, opened_by=order.order_id)
+    for symbol, side in (("BTC-USD", "short"), ("ETH-USD", "long")):
+        with pytest.raises(UsageError, match="cannot have opened"):
+            manager.open_position(symbol, side, "0.5", 60000, opened_by=order.order_id)
     opened = manager.open_position(
         "BTC-USD", "long", "0.5", 60000, opened_by=order.order_id
     ).position
@@ -436,6 +457,33 @@ def test_a_refused_stop_loss_is_not_pending(bot):
     assert bot.orders[stop.order_id].error_message == "insufficient balance"
     (found,) = bot.unprotected()
     assert (found.position.symbol, found.missing) == ("BTC/USDT", btc.quantity)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [("no\0funds", r"no\x00funds"), ("no \udcff", r"no \udcff"), ("x" * 9999, "x" * 9999)],
+    ids=["nul", "half a character", "long"],
+)
+def test_a_refusal_is_recorded_whatever_its_reason_is_made_of(bot, restart, reason, kept):
+    stop = order_of(bot, held(bot, "BTC/USDT"), "stop_loss")
+    bot.record_result(stop.order_id, "rejected", reason=reason)
+
+    after = restart()
+    assert [p.position.symbol for p in after.unprotected()] == ["BTC/USDT"]
+    assert after.orders[stop.order_id].error_message == kept
+
+
+@pytest.mark.parametrize(
+    ("side", "wrong"), [("long", "buy"), ("short", "sell"), ("long", None)], ids=str
+)
+def test_a_stop_that_closes_nothing_is_refused(manager, restart, side, wrong):
+    """It counted as protection, and no price made it act."""
+    position = manager.open_position("BTC-USD", side, 1, 100).position
+    given = {"position_id": position.position_id} if wrong else {"symbol": "BTC-USD"}
+    with pytest.raises(UsageError, match="closes nothing"):
+        manager.record_order("stop_loss", wrong or "sell", 1, price=90, **given)
+    assert restart().orders == {}
+    assert len(manager.unprotected()) == 1
 
 
 def test_a_refused_close_leaves_the_position_open(bot, restart):
@@ -478,6 +526,11 @@ def test_an_order_of_nobody_is_named(bot, restart):
     stop = order_of(bot, held(bot, "BTC/USDT"), "stop_loss")
     with pytest.raises(UsageError, match="of kraken"):
         restart(exchange="kraken").record_result(stop.order_id, "open")
+    with pytest.raises(UsageError, match=r"no position .* of kraken"):
+        restart(exchange="kraken").change_sl_tp(stop.position_id, stop_loss=1, take_profit=None)
+    alone = bot.record_order("market", "buy", 1, symbol="ADA-USD").orders[0]
+    with pytest.raises(UsageError, match=r"no order .* of kraken"):
+        restart(exchange="kraken").record_result(alone.order_id, "cancelled")
     with pytest.raises(UsageError, match="no position"):
         bot.attach_sl_tp(str(uuid4()), stop_loss=1)
     with pytest.raises(UsageError, match="no position id"):
@@ -519,6 +572,14 @@ def test_two_orders_of_one_group_protect_a_position(manager, restart):
     after = restart()
     assert after.orders_of(opened.position_id) == [stop, target]
     assert (held(after, "BTC-USD").stop_loss, held(after, "BTC-USD").take_profit) == (90, 120)
+
+
+def test_what_is_closed_is_not_protected_any_more(bot, restart):
+    btc = held(bot, "BTC/USDT")
+    bot.reduce_position(btc.position_id, btc.quantity, 1)
+    with pytest.raises(UsageError, match="is held"):
+        bot.attach_sl_tp(btc.position_id, stop_loss=1)
+    assert len(restart().orders) == 4
 
 
 def test_more_than_is_held_is_not_protected_twice(bot):
@@ -689,6 +750,42 @@ def test_fills_of_different_orders_at_once_are_all_in_the_position(manager, rest
     assert {order.status for order in orders} == {"filled"}
 
 
+@pytest.mark.parametrize("how", [BEFORE, AFTER, UNANSWERED])
+def test_a_fill_is_booked_once_wherever_the_connection_is_cut(
+    manager, restart, postgres, schema_name, now, how
+):
+    """At each message in turn. Who reports it tries again until he is told that it is done."""
+    proxy = Proxy(postgres.port)
+    proxy.run()
+    url = f"postgresql://bot@127.0.0.1:{proxy.port}/postgres"
+    behind = PositionManager(Database(url, schema=schema_name), now=now)
+    for number in itertools.count():
+        name = f"A{number}-USD"
+        position = manager.open_position(
+            name, "long", 1, 100, stop_loss=90, take_profit=110
+        ).position
+        stop = order_of(manager, position, "stop_loss")
+        behind.load_open_positions()
+        seen, before = itertools.count(), proxy.cuts
+        proxy.judge = lambda _data, n=number, seen=seen: how if next(seen) == n else PASS
+        for _ in range(3):
+            try:
+                behind.apply_report(stop.order_id, report(stop, "open", "0.4"))
+                break
+            except BackendUnavailable:
+                continue
+        proxy.judge = lambda _data: PASS
+
+        after = restart()
+        assert (held(after, name).quantity, held(after, name).realized_pnl) == (D("0.6"), -4)
+        assert {o.left for o in after.orders_of(position.position_id)} == {D("0.6")}
+        if proxy.cuts == before:
+            break
+    assert number > 6  # BEGIN, the lock, the orders, two updates, COMMIT at least
+    behind.close()
+    proxy.close()
+
+
 def test_stop_and_target_that_fill_at_once_do_not_sell_twice(bot, restart):
     for symbol in HELD:
         position = held(bot, symbol)
@@ -765,7 +862,16 @@ def test_prices_move_the_pnl_in_memory_and_in_the_table_when_asked(bot, restart,
     assert restart().positions[btc].current_price == D("120170.84")
 
 
-def test_a_price_that_is_written_does_not_bring_back_what_was_closed(bot, restart):
+@pytest.mark.parametrize(("side", "gained"), [("long", "-1.0"), ("short", "1.0")])
+def test_the_pnl_that_is_written_is_that_of_the_side(manager, database, side, gained):
+    position = manager.open_position("BTC-USD", side, "0.1", 100).position
+    manager.update_prices({"BTC-USD": 90}, write=True)
+
+    assert row(database, "SELECT unrealized_pnl::text FROM {schema}.positions") == (gained,)
+    assert manager.positions[position.position_id].unrealized_pnl == D(gained)
+
+
+def test_a_price_that_is_written_does_not_bring_back_what_was_closed(bot, restart, database):
     stale = restart()
     btc = held(bot, "BTC/USDT")
     bot.reduce_position(btc.position_id, btc.quantity, 1)
@@ -773,6 +879,8 @@ def test_a_price_that_is_written_does_not_bring_back_what_was_closed(bot, restar
     stale.update_prices({"BTC/USDT": 5}, write=True)
 
     assert btc.position_id not in restart().positions
+    price = "SELECT current_price FROM {schema}.positions WHERE id = %s"
+    assert row(database, price, btc.position_id) == (D(btc.entry_price),)  # as it was at its end
 
 
 def test_a_refresh_keeps_the_price_this_process_saw(bot, restart):
@@ -804,3 +912,26 @@ def test_amounts_of_a_bot_are_taken_exactly(manager, restart):
     assert (after.quantity, after.entry_price) == (D("0.1"), D("100.1"))
     assert after.metadata == {"why": D("0.10")}
     assert replace(after) == after
+
+
+@pytest.mark.parametrize("waits", ["claim", "report"])
+def test_somebody_who_sits_on_a_row_is_not_waited_for_without_an_end(
+    bot, database, schema_name, postgres, waits
+):
+    """Somebody types BEGIN, and goes for lunch. The price does not wait, and neither do others."""
+    position = held(bot, "BTC/USDT")
+    stop = order_of(bot, position, "stop_loss")
+    hasty = Database(f"{postgres.url}?options=-clock_timeout%3D200", schema=schema_name)
+    manager = PositionManager(hasty)
+    manager.load_open_positions()
+    with bot.tables.transaction() as other:
+        assert other.execute("SHOW lock_timeout").fetchone() == ("10s",)
+    with database.transaction() as sitting:
+        sitting.execute(database.query("SELECT 1 FROM {schema}.positions FOR UPDATE"))
+        with pytest.raises(BackendError, match="lock timeout"):
+            if waits == "claim":
+                manager.claim(position.position_id, D(1))
+            else:
+                manager.apply_report(stop.order_id, report(stop))
+    assert manager.apply_report(stop.order_id, report(stop)).position.status == "CLOSED"
+    hasty.close()

@@ -60,8 +60,6 @@ def exchange_order(row: Mapping[str, object], venue: str) -> ExchangeOrder:
             raise IncompleteRead(f"{where}: filled {filled:f}, but no value and no price of it")
         value = written(filled * (average or ZERO))
     status = STATUSES.get(said) if spot else None
-    if status is OrderStatus.FILLED and not filled:
-        raise IncompleteRead(f"{where}: FILLED, but nothing is filled")
     if filled < 0 or value < 0:
         raise IncompleteRead(f"{where}: filled {filled:f} for {value:f}, which cannot be")
     return ExchangeOrder(
