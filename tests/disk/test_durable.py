@@ -225,7 +225,7 @@ def test_a_disk_that_takes_no_hint_takes_the_save(target, monkeypatch):
     def refuse(*_args):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(single_sync, "_sync_file_range", refuse)
+    monkeypatch.setattr(linux, "sync_file_range", refuse)
 
     durable.replace_file(target, bytearray(b"new"), finish=lambda: slice(0, 1))
 
