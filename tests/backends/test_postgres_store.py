@@ -240,10 +240,11 @@ def test_a_notification_that_comes_with_an_answer_is_not_late(
         listener.close()
 
 
-def test_a_notification_older_than_what_is_known_is_not_believed(
-    make: Make, database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", ["1 older", "9" * 5000 + " x"], ids=["older", "too long"])
+def test_a_notification_that_cannot_be_the_present_revision_is_asked_about(
+    make: Make, database: Database, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    """It may be kept from before the answer; a bot that still has that revision is out of date."""
+    """One may be kept from before the answer; a bot that still has that one is out of date."""
     monkeypatch.setattr("statestore.backends.listening._LOOK_EVERY_SECONDS", 3600.0)
     tables = saved(make(), 1, 2)._tables
     listener = tables.new_listener()
@@ -253,7 +254,7 @@ def test_a_notification_older_than_what_is_known_is_not_believed(
         listener.start()
         wait_until(lambda: len(told) == 1)
         with database.transaction() as connection:
-            connection.execute("SELECT pg_notify(%s, '1 older')", [tables.channel])
+            connection.execute("SELECT pg_notify(%s, %s)", [tables.channel, text])
         wait_until(lambda: len(told) == 2)
     finally:
         listener.close()
