@@ -223,14 +223,18 @@ class Places:
     @property
     def files(self) -> tuple[Path, ...]:
         """Return what no output may replace; the caches, ledger and bars, are not among them."""
-        if isinstance(self.state, StateUrl):
-            fallback = self.state.parameters.get("file_fallback")
-            state = None if fallback is None else Path(fallback)
-        else:
-            state = self.state
-        ends = ("", ".bak", ".lock", ".lease")
-        ours = [] if state is None else [state.with_name(state.name + end) for end in ends]
+        ours: tuple[Path, ...] = ()
+        if not isinstance(self.state, StateUrl):
+            ours = files_of_state(self.state)
+        elif fallback := self.state.parameters.get("file_fallback"):
+            ours = (*files_of_state(Path(fallback)), Path(f"{os.path.realpath(fallback)}.pending"))
         return (*ours, self.kill_switch, self.audit_file)
+
+
+def files_of_state(state: Path) -> tuple[Path, ...]:
+    """Return the names that a state file has, itself first: beside the file a link leads to."""
+    file = os.path.realpath(state)
+    return tuple(Path(f"{file}{end}") for end in ("", ".bak", ".lock", ".lease"))
 
 
 def places(

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore.amounts import exact, parse_amount, text
+from statestore.backends.fallback import Fallback
 from statestore.config import load_settings, places
+from statestore.disk.store import StateStore
 from statestore.errors import ConfigError
 from statestore.times import format_instant, instant_of, parse_instant
 
@@ -156,3 +158,27 @@ class TestSettings:
         assert found.kill_switch == Path("/srv/bot/KILL_SWITCH")
         assert found.backup_dir == Path("/b")
         assert found.audit_file == Path("/srv/bot/state_audit.jsonl")
+
+    def test_no_output_may_replace_a_name_that_the_store_of_a_linked_state_uses(
+        self, tmp_path: Path
+    ) -> None:
+        file, link = tmp_path / "disk" / "s.json", tmp_path / "s.json"
+        link.symlink_to(file)
+        store = StateStore(link)
+
+        files = places(load_settings({"STATE_FILE": str(link)})).files
+        used = {store.path, store.backup_path, store.lock_path, store.lease_path}
+        assert used == {
+            file,
+            *(file.with_name(f"s.json.{end}") for end in ("bak", "lock", "lease")),
+        }
+        assert used <= set(files)
+
+    def test_no_output_may_replace_the_note_that_the_fallback_is_ahead(
+        self, tmp_path: Path
+    ) -> None:
+        url = f"postgresql://bot@host/db?file_fallback={tmp_path}/f.json"
+        fallback = Fallback(tmp_path / "f.json", "there", 1.0)
+
+        files = places(load_settings({"STATE_FILE": url})).files
+        assert {fallback.path, fallback.backup_path, fallback.pending_path} <= set(files)

@@ -92,18 +92,33 @@ class Listener:
     def _listen(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         while not self._stop.is_set():
             row = connection.execute(self._look, {"name": self._state}).fetchone()
-            self._tell(Pointer(*row) if row else None)
+            known = Pointer(*row) if row else None
+            self._tell(known)
             until = time.monotonic() + _LOOK_EVERY_SECONDS
             while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
-                ready, _, _ = select.select([connection.fileno(), self._awake], [], [], left)
-                if connection.fileno() in ready:
-                    said = None
-                    for note in connection.notifies(timeout=0):
-                        said = note.payload
-                    pointer = None if said is None else _pointer(said)
-                    if pointer is None:
-                        break  # not a notification of ours: the next question finds out
-                    self._tell(pointer)
+                said = self._next(connection, left)
+                if said is None:
+                    continue
+                pointer = _pointer(said)
+                if pointer is None or (known and pointer.revision < known.revision):
+                    break  # not a notification of ours, or a late one: the next question finds out
+                known = pointer
+                self._tell(known)
+
+    def _next(self, connection: psycopg.Connection[tuple[Any, ...]], seconds: float) -> str | None:
+        """Wait for a notification, so long at most, and return the newest one's text.
+
+        It is empty where something else came; None if nothing did.
+        """
+        # What came with an answer was read together with it, and psycopg keeps it: the socket has
+        # nothing to say of it any more.
+        notes = list(connection.notifies(timeout=0))
+        if not notes:
+            ready, _, _ = select.select([connection.fileno(), self._awake], [], [], seconds)
+            if connection.fileno() not in ready:
+                return None
+            notes = list(connection.notifies(timeout=0))
+        return notes[-1].payload if notes else ""
 
     def _tell(self, pointer: Pointer | None) -> None:
         with self._news:
@@ -137,5 +152,6 @@ class Ears:
 
 def _pointer(payload: str) -> Pointer | None:
     revision, _, sha256 = payload.partition(" ")
-    known = revision.isascii() and revision.isdigit() and sha256
+    # No longer than a bigint: `int` refuses thousands of digits, and that would end the listening.
+    known = revision.isascii() and revision.isdigit() and len(revision) < 20 and sha256
     return Pointer(int(revision), sha256) if known else None

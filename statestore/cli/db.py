@@ -16,7 +16,8 @@ from statestore.cli.options import (
 )
 from statestore.cli.output import note, print_json
 from statestore.config import load_settings, places
-from statestore.errors import LeaseHeld, SchemaOutdated, UsageError
+from statestore.disk.locks import lease_held
+from statestore.errors import SchemaOutdated, UsageError
 from statestore.repair.rebuild import halted
 from statestore.urls import StateUrl
 
@@ -162,11 +163,7 @@ def _store(state: Path | StateUrl | None, file: Path | None = None) -> PostgresS
 def _require_no_bot(store: PostgresStore) -> None:
     holder = store.lease_holder()
     if holder is not None:
-        raise LeaseHeld(
-            store.path,
-            f"a bot runs on {store.path}: process {holder.get('pid', 'unknown')} on "
-            f"{holder.get('host', 'unknown host')}; stop it first",
-        )
+        raise lease_held(store.path, holder)
 
 
 def _instant(at: Any) -> str:

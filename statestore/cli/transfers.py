@@ -1,7 +1,7 @@
 """What ``export`` and ``import`` need where the other end is a database.
 
-An import into tables is halted and recorded as one into a file is; there is no backup and no undo
-of it, so the audit line lists the ids that are new.
+An import into tables is halted and recorded as one into a file is. There is no backup of it: the
+audit line lists the rows that are new and when each was written, by which `undo` takes them out.
 """
 
 from __future__ import annotations

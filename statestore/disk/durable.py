@@ -258,20 +258,14 @@ def create_file(path: Path, data: bytes) -> None:
     flush_folders_above(path)
 
 
-def move_file(source: Path, target: Path) -> None:
-    """Move a file that is durable into another folder of its file system, durably and in one step.
-
-    What stands under `target` is replaced. After a power cut the file has one of the two names.
-
-    Raises:
-        SaveFailed: the system refused; the file is where it was.
-        SaveNotDurable: it was moved, but a power cut may bring it back.
-    """
-    move_files({source: target})
-
-
 def move_files(moves: Mapping[Path, Path]) -> None:
-    """Move files as `move_file` does, each in one step, by one flush of each folder for all.
+    """Move files that are durable within their file system, durably and each in one step.
+
+    What stands under a target is replaced. Each folder is flushed once for all; after a power cut
+    each file has one of its two names.
+
+    Args:
+        moves: source -> target.
 
     Raises:
         SaveFailed: the system refused one; it and those after it are where they were.

@@ -254,17 +254,18 @@ def flock_holder(lock_path: Path) -> int | None:
     return None
 
 
-def lease_held(state: Place, who: Mapping[str, Any]) -> LeaseHeld:
+def lease_held(state: Place, who: Mapping[str, Any], remedy: str = "stop it first") -> LeaseHeld:
     """Return the error that names who holds a lease.
 
     Args:
         who: as `lease_holder` tells.
+        remedy: what to do next, as the rest of the sentence.
     """
     return LeaseHeld(
         state,
-        f"a bot already runs on {state}: process {who.get('pid', 'unknown')} on "
+        f"a bot runs on {state}: process {who.get('pid', 'unknown')} on "
         f"{who.get('host', 'unknown host')} since {who.get('since', 'an unknown time')}; "
-        "stop it first",
+        f"{remedy}",
     )
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from statestore.amounts import parse_amount
-from statestore.config import KeyNames, Settings, places
+from statestore.config import KeyNames, Settings, files_of_state, places
 from statestore.disk.backups import Retention
 from statestore.errors import ConfigError
 from statestore.fills.sources.pace import DEFAULT_RATE, HIGHEST_RATE
@@ -335,8 +335,7 @@ def _refuse_sharing(path: Path, accounts: Iterable[Account]) -> None:
                     f"{path}: account {account.name}: {what[0]}: it is that of account {other}, "
                     "and of states of one name; each account needs its own"
                 )
-        for end in ("", ".bak", ".lock", ".lease"):
-            states[f"{state}{end}"] = account.name
+        states |= dict.fromkeys(map(str, files_of_state(where.state)), account.name)
     for account in accounts:
         for name in ("kill_switch", "backup_dir", "audit_file", "ledger"):
             owner = states.get(os.path.realpath(getattr(account.where, name)))

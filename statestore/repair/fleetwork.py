@@ -26,8 +26,9 @@ from statestore.config import Places, Settings
 from statestore.disk.audit import AuditLog
 from statestore.disk.backups import Retention
 from statestore.disk.killswitch import KillSwitch
+from statestore.disk.locks import lease_held
 from statestore.disk.store import StateStore
-from statestore.errors import LeaseHeld, RebuildRefused, StateStoreError
+from statestore.errors import RebuildRefused, StateStoreError
 from statestore.fills.archive import Archive
 from statestore.fills.folding import Rules
 from statestore.fills.partitions import Partition, replay_partition
@@ -199,11 +200,11 @@ def _refuse_a_trading_bot(store: StateStore, kill_switch: KillSwitch) -> None:
     holder = store.lease_holder()
     if holder is None or kill_switch.status() == "engaged":
         return
-    who = ", ".join(f"{name} {holder.get(name, 'unknown')}" for name in ("pid", "host", "since"))
-    raise LeaseHeld(
+    raise lease_held(
         store.path,
-        f"a bot runs on {store.path} ({who}) and its kill switch {kill_switch} is not "
-        "engaged; engage it, or stop the bot, and run this again",
+        holder,
+        f"its kill switch {kill_switch} is not engaged; engage it, or stop the bot, and run this "
+        "again",
     )
 
 

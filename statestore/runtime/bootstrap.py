@@ -43,13 +43,13 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from statestore.disk.locks import lease_held
 from statestore.disk.store import State, StateStore
-from statestore.errors import LeaseHeld, StateStoreError, UsageError
+from statestore.errors import StateStoreError, UsageError
 from statestore.runtime.bars import MIN_BARS, Bar
 from statestore.runtime.collecting import REGIME_TIMEFRAMES, BarCollector
 from statestore.runtime.drivers import (
     DRIVERS,
-    SECTION,
     Rows,
     driver_key,
     driver_rows,
@@ -74,14 +74,10 @@ if TYPE_CHECKING:
     from statestore.runtime.session import TradingSession
 
 __all__ = [
-    "DRIVERS",
-    "SECTION",
     "STEPS",
-    "BalanceSource",
     "BootstrapReport",
     "BootstrapSystem",
     "StepResult",
-    "Tables",
 ]
 
 logger = logging.getLogger(__name__)
@@ -365,11 +361,10 @@ class BootstrapSystem:
             return
         holder = self._store.lease_holder()
         if holder is not None:
-            raise LeaseHeld(
+            raise lease_held(
                 self._store.path,
-                f"a bot runs on {self._store.path}: process {holder.get('pid', 'unknown')} on "
-                f"{holder.get('host', 'unknown host')}; let it run the bootstrap itself "
-                "(TradingSession(bootstrap=...)), or stop it first",
+                holder,
+                "let it run the bootstrap itself (TradingSession(bootstrap=...)), or stop it first",
             )
         # Exact: what is not changed keeps its digits.
         with self._store.transaction(reason="bootstrap", numbers="decimal") as state:

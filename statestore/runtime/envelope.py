@@ -62,8 +62,8 @@ from statestore.errors import (
     UsageError,
 )
 from statestore.runtime import legacy
+from statestore.runtime.addresses import one_spelling
 from statestore.runtime.cells import parsed, rows_of, table_of
-from statestore.runtime.contracts import one_spelling
 
 Kind = Literal["positions", "tokens", "state"]
 Format = Literal["json", "jsonl", "csv"]

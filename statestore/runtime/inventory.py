@@ -22,7 +22,7 @@ from statestore.amounts import ZERO
 from statestore.disk.backups import Backups
 from statestore.disk.killswitch import KillSwitch
 from statestore.errors import BackendError, SignalError, StateError
-from statestore.runtime.drivers import SECTION as DRIVERS
+from statestore.runtime.drivers import SECTION as DRIVERS_SECTION
 from statestore.runtime.signals import PLACES, Inbox, Place
 from statestore.runtime.statuses import is_driver
 from statestore.runtime.tokens import units_of
@@ -179,7 +179,7 @@ def _sections(*names: str) -> _Sections:
 
 
 def _others(at: Installation) -> Presence:
-    known = {"positions", DRIVERS}
+    known = {"positions", DRIVERS_SECTION}
     for item in ITEMS:
         if isinstance(item.look, _Sections):
             known.update(item.look.names)
@@ -400,7 +400,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap makes those that are missing",
         "instant",
-        _positions(is_driver, "found", "positions", DRIVERS),
+        _positions(is_driver, "found", "positions", DRIVERS_SECTION),
     ),
     Item(
         "ta", "section", "regenerable",
@@ -408,7 +408,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap computes it once there are bars",
         "~1-2 minutes after prices",
-        _positions(_features("ta"), "found", "positions", DRIVERS),
+        _positions(_features("ta"), "found", "positions", DRIVERS_SECTION),
     ),
     Item(
         "states", "section", "regenerable",
@@ -416,7 +416,7 @@ ITEMS: tuple[Item, ...] = (
         None,
         "statestore bootstrap computes them once there is technical analysis",
         "~1-2 minutes after ta",
-        _positions(_features("states", "uptrend_engine_v4"), "found", "positions", DRIVERS),
+        _positions(_features("states", "uptrend_engine_v4"), "found", "positions", DRIVERS_SECTION),
     ),
     Item(
         "learning", "section", "regenerable",

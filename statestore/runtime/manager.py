@@ -39,11 +39,11 @@ from statestore.config import (
     places,
 )
 from statestore.disk import codec
+from statestore.disk.locks import lease_held
 from statestore.disk.store import Numbers, State, StateStore
 from statestore.errors import (
     BackendUnavailable,
     ConfigError,
-    LeaseHeld,
     StateError,
     StateInvalid,
     StateMissing,
@@ -395,11 +395,10 @@ class UnifiedStateManager:
             return
         holder = self._lease_holder()
         if holder is not None:
-            raise LeaseHeld(
+            raise lease_held(
                 self.store.path,
-                f"a bot runs on {self.store.path}: process {holder.get('pid', 'unknown')} on "
-                f"{holder.get('host', 'unknown host')}; change its state through it "
-                "(UnifiedStateManager(session=...)), or stop it first",
+                holder,
+                "change its state through it (UnifiedStateManager(session=...)), or stop it first",
             )
         # Exact, whatever is asked for in reading: what is not changed keeps its digits.
         with self.store.transaction(reason=reason, numbers="decimal") as state:

@@ -34,7 +34,7 @@ from statestore.amounts import ZERO
 from statestore.disk import codec
 from statestore.disk.store import State, StateStore
 from statestore.errors import StateInvalid
-from statestore.runtime.contracts import one_spelling
+from statestore.runtime.addresses import one_spelling
 from statestore.runtime.signals import Inbox, Signal
 from statestore.runtime.tokens import TokenId, digest_of, units_of
 

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from statestore.amounts import ZERO, exact, parse_amount
-from statestore.runtime.contracts import one_spelling
+from statestore.runtime.addresses import one_spelling
 from statestore.runtime.sections import QUANTITIES, UNITS
 from statestore.runtime.statuses import is_driver, is_of_status, status_of
 

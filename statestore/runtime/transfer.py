@@ -30,7 +30,7 @@ from statestore.disk.contract import BeforeCommit, State, StateMeta, StateStore
 from statestore.disk.history import same_value
 from statestore.errors import ImportRefused, Place, StateInvalid, UsageError
 from statestore.model import asset_of
-from statestore.runtime.contracts import one_spelling
+from statestore.runtime.addresses import one_spelling
 from statestore.runtime.envelope import Envelope, Row, as_entry, as_row, key_of
 from statestore.runtime.statuses import REGIME, is_driver, is_of_status, status_of
 

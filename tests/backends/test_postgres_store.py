@@ -11,7 +11,9 @@ import pytest
 
 from statestore import StateStore
 from statestore.backends.database import Database
+from statestore.backends.listening import Listener
 from statestore.backends.postgres import PostgresStore
+from statestore.backends.revisions import Pointer
 from statestore.errors import (
     ConfigError,
     RevisionConflict,
@@ -211,11 +213,52 @@ def test_a_notification_of_somebody_else_does_not_end_the_listening(
     reader.load()
     ears = reader._ears.listener(reader._tables.new_listener)
     wait_until(lambda: ears.heard() is not None)
-    for text in ("", "rubbish", "7", "-1 x", "\u0663 x"):
+    for text in ("", "rubbish", "7", "-1 x", "\u0663 x", "9" * 5000 + " x", "9" * 19 + " x"):
         with database.transaction() as connection:
             connection.execute("SELECT pg_notify(%s, %s)", [reader._tables.channel, text])
     saved(writer, 2)
     wait_until(lambda: (heard := ears.heard()) is not None and heard[0] == writer._seen.pointer)  # type: ignore[union-attr]
+
+
+def test_a_notification_that_comes_with_an_answer_is_not_late(
+    make: Make, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read together with the answer, so that no socket ever tells of it."""
+    monkeypatch.setattr("statestore.backends.listening._LOOK_EVERY_SECONDS", 3600.0)
+    saved(make(), 1)
+    tables = make()._tables
+    # The question itself notifies, of a revision newer than it saw: the server sends that between
+    # the answer and its end, as it does for a save that is committed just then.
+    present = tables.new_listener()._look
+    note = f"pg_notify('{tables.channel}', '2 newer')".encode()
+    look = b"SELECT revision, sha256 FROM (" + present + b") AS present, " + note
+    listener = Listener(database, tables.channel, look, "default")
+    try:
+        listener.start()
+        wait_until(lambda: listener.heard() == (Pointer(2, "newer"),))
+    finally:
+        listener.close()
+
+
+@pytest.mark.parametrize("text", ["1 older", "9" * 5000 + " x"], ids=["older", "too long"])
+def test_a_notification_that_cannot_be_the_present_revision_is_asked_about(
+    make: Make, database: Database, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """One may be kept from before the answer; a bot that still has that one is out of date."""
+    monkeypatch.setattr("statestore.backends.listening._LOOK_EVERY_SECONDS", 3600.0)
+    tables = saved(make(), 1, 2)._tables
+    listener = tables.new_listener()
+    told: list[Pointer | None] = []
+    monkeypatch.setattr(listener, "_tell", told.append)
+    try:
+        listener.start()
+        wait_until(lambda: len(told) == 1)
+        with database.transaction() as connection:
+            connection.execute("SELECT pg_notify(%s, %s)", [tables.channel, text])
+        wait_until(lambda: len(told) == 2)
+    finally:
+        listener.close()
+    assert told == [tables.pointer()] * 2
 
 
 def test_missing_tables_name_the_command(make: Make, schema_name: str) -> None:

@@ -340,7 +340,7 @@ def test_a_moved_file_has_one_name_and_both_folders_are_flushed(tmp_path, monkey
     synced, original = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or original(fd))
 
-    durable.move_file(source, target)
+    durable.move_files({source: target})
 
     assert synced == [path.parent.stat().st_ino for path in (target, source)]
     assert (source.exists(), target.read_text()) == (False, "pending")
@@ -453,5 +453,5 @@ def test_a_move_that_the_system_refuses_is_said(tmp_path, monkeypatch, call):
     fail(monkeypatch, call, errno.EIO)
 
     with pytest.raises(SaveFailed if call == "replace" else SaveNotDurable):
-        durable.move_file(source, target)
+        durable.move_files({source: target})
     assert source.exists() is (call == "replace")

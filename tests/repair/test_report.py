@@ -28,7 +28,7 @@ from statestore.fills.normalise import normalise
 from statestore.fills.replay import replay
 from statestore.fills.sources.recorded import RecordedFills
 from statestore.model import STATUS_MEANINGS, Batch, Method, Row, Status
-from statestore.repair.chart import HEIGHT, WIDTH, Chart, draw
+from statestore.repair.chart import HEIGHT, Chart, draw
 from statestore.repair.html import GENERATOR
 from statestore.repair.plan import Plan
 from statestore.repair.rebuild import Options, propose
@@ -38,6 +38,7 @@ from statestore.repair.report import (
     command_line,
     render,
 )
+from statestore.repair.scales import WIDTH
 from statestore.testing import fills
 from statestore.times import parse_instant
 from tests import real

@@ -20,10 +20,11 @@ from statestore.errors import (
 from statestore.model import Balances
 from statestore.runtime.bar_store import BarStore
 from statestore.runtime.bars import MIN_BARS
-from statestore.runtime.bootstrap import DRIVERS, SECTION, STEPS, BootstrapSystem, StepResult
+from statestore.runtime.bootstrap import STEPS, BootstrapSystem, StepResult
 from statestore.runtime.candles.binance import BinanceCandles
 from statestore.runtime.candles.coinbase import CoinbaseCandles
 from statestore.runtime.collecting import BarCollector
+from statestore.runtime.drivers import DRIVERS, SECTION
 from statestore.runtime.session import TradingSession
 from statestore.times import now
 from tests.runtime.test_bars import MINUTE, bar

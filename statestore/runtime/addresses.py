@@ -1,4 +1,4 @@
-"""One contract has one spelling: on the chains of Ethereum's kind 0xAB is 0xab.
+"""A contract's address has one spelling: on the chains of Ethereum's kind 0xAB is 0xab.
 
 Such an address is a number in hexadecimal; its capitals are a checksum that one program writes and
 another does not. Addresses of other chains (base58, as on Solana) differ by their case.
