@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from statestore.amounts import ZERO, text
 from statestore.times import NANOSECONDS, format_instant
@@ -82,12 +82,13 @@ def ticks_of(scale: Scale, most: int) -> tuple[Tick, ...]:
     least = (scale.high - scale.low) / most
     unit = Decimal(1).scaleb(least.adjusted())
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least)
-    value = (scale.low / step).to_integral_value(ROUND_CEILING) * step
-    ticks = []
-    while value <= scale.high:
-        ticks.append(Tick(short(scale(value)), _label(value)))
-        value += step
-    return tuple(ticks)
+    # Counted, not added up: a step may be less than the last digit of what it would be added to.
+    first, last = (
+        int((end / step).to_integral_value(rounding))
+        for end, rounding in ((scale.low, ROUND_CEILING), (scale.high, ROUND_FLOOR))
+    )
+    values = [number * step for number in range(first, last + 1)]
+    return tuple(Tick(short(scale(value)), _label(value)) for value in values)
 
 
 def _label(value: Decimal) -> str:

@@ -38,7 +38,7 @@ from statestore.repair.report import (
     command_line,
     render,
 )
-from statestore.repair.scales import WIDTH
+from statestore.repair.scales import WIDTH, Scale, ticks_of
 from statestore.testing import fills
 from statestore.times import parse_instant
 from tests import real
@@ -593,6 +593,14 @@ def test_ticks_of_price_are_exact_and_few(low: str, high: str) -> None:
     assert 1 <= len(labels) <= 5
     assert len(steps) <= 1
     assert all(0 <= float(tick.at) <= HEIGHT for tick in chart.prices)
+
+
+def test_values_that_differ_in_their_last_digit_only_have_an_axis() -> None:
+    """A step is less than that digit: what is sold for quote leaves 28 of them."""
+    whole = Decimal("1.833333333333333333333333333")
+    scale, _ = Scale.around([whole, whole + Decimal("1E-27")], None, (0, 100))
+
+    assert len(ticks_of(scale, 4)) <= 6
 
 
 def test_the_running_quantity_starts_at_what_was_held_before() -> None:
