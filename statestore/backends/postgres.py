@@ -250,6 +250,7 @@ class PostgresStore(RevisionStore):
         Raises:
             UsageError: there is no file_fallback, or `take` is neither.
             StateForked: both have moved, and `take` does not say which.
+            StateError: the file is another state's.
             BackendUnavailable: the database is away.
         """
         fallback = self._fallback
@@ -259,6 +260,7 @@ class PostgresStore(RevisionStore):
             raise UsageError(f"take is {take!r}; it is file or database")
         self._away_until = 0.0
         with self._alone():
+            fallback.require_ours(self._tables.knows)
             if take is None:
                 done, aside = self._settled(fallback)
             else:
@@ -281,6 +283,7 @@ class PostgresStore(RevisionStore):
         pending, file = fallback.pending(), fallback.present()
         return {
             "path": str(fallback.path),
+            "owner": fallback.owner(),
             "revision": file.pointer.revision if file else None,
             "pending_since": pending.since if pending else None,
             "base_revision": pending.base.revision if pending and pending.base else None,
@@ -392,7 +395,7 @@ class PostgresStore(RevisionStore):
             data = None
         if data is not None or self._fallback is None:
             return data
-        return dict(self._fallback.documents()).get(revision)
+        return dict(self._fallback.documents(self._tables.knows)).get(revision)
 
     def _documents(self) -> list[tuple[int, bytes]]:
         fallback = self._fallback
@@ -493,6 +496,7 @@ class PostgresStore(RevisionStore):
 
     def _of_file(self, fallback: Fallback, error: BackendUnavailable) -> Present | None:
         """Return what the file has; the database's own error where that is nothing."""
+        fallback.require_ours()
         present = fallback.present(f"is away ({error})")
         if present is None:
             raise error
