@@ -14,7 +14,8 @@ What is promised:
 
 * a decision is handed to one process only, until somebody records what became of it or the
   manager's ``patience`` is over (then with ``repeated``; the exchange knows a client order id it
-  saw before, so nothing is sold twice);
+  saw before, so nothing is sold twice). How long that is, the database's clock says, so it is the
+  same on machines whose clocks differ;
 * orders that are at the exchange are the exchange's: nothing is decided for them;
 * a price that had been crossed before the first look after a restart is decided like any other,
   and marked ``late``;
@@ -24,8 +25,7 @@ What is promised:
 * while the kill switch is engaged nothing is handed out, and that is logged.
 
 What is not: a price that was crossed and came back while nobody looked is not known here. Only an
-order that rests at the exchange covers that. Machines whose clocks differ by more than ``patience``
-may both be told the same: it is the client order id that keeps it from being sold twice.
+order that rests at the exchange covers that.
 """
 
 from __future__ import annotations

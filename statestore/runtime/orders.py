@@ -105,7 +105,7 @@ class PositionManager:
         kill_switch: KillSwitch | None = None,
         increments: Mapping[str, Decimal] | None = None,
         patience: float = 60,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] | None = None,
     ) -> None:
         """Remember what to do; nothing is connected or read yet.
 
@@ -114,14 +114,15 @@ class PositionManager:
             increments: base increments by symbol: a quantity that is no multiple of it is refused
                 before it is recorded. Of a symbol that is not named nothing is known.
             patience: seconds until a decision that nobody carried out is handed out again.
-            now: the clock, for what has no time of its own.
+            now: the clock, for what has no time of its own, and for how long ago a decision was
+                handed out. The database's unless given: all machines have that one.
         """
         self.exchange = exchange
         self.tables = PositionTables(Database(database) if isinstance(database, str) else database)
         self.kill_switch = kill_switch
         self.loaded = False
         self.synced = False
-        self.now = now
+        self.now = now or self.tables.clock
         self._increments = dict(increments or {})
         self.patience = timedelta(seconds=patience)
         self._lock = threading.RLock()
@@ -746,7 +747,8 @@ class PositionManager:
     def claim(self, position_id: str, price: Decimal) -> tuple[Position, list[Due]] | None:
         """Take what is due of a position at a price for oneself: nobody else is given it meanwhile.
 
-        What is due is judged by the rows, not by memory. None where there is no such row.
+        What is due is judged by the rows and the database's clock, neither by memory nor by this
+        machine's. None where there is no such row.
         """
         with self.tables.transaction() as connection:
             row = self.tables.lock_position(connection, position_id)
@@ -754,8 +756,9 @@ class PositionManager:
                 return None
             position = self._seen(row)
             orders = map(self._handed_out, self.tables.orders_of(connection, position_id))
-            dues = lifecycle.due(position, list(orders), price, self.now(), self.patience)
-            taken = [replace(due.order, triggered_at=self.now()) for due in dues]
+            at = self.now()  # under the lock on the row: whoever claimed before, claimed earlier
+            dues = lifecycle.due(position, list(orders), price, at, self.patience)
+            taken = [replace(due.order, triggered_at=at) for due in dues]
             self.tables.update_orders(connection, taken)
         self._remember(Booked(tuple(taken), position), "")
         return position, dues
