@@ -143,7 +143,8 @@ class Fallback:
 
         Args:
             knows: says whether our database has what is in the file. Then it is ours, by another
-                address. Not asked about saves that no database has yet: those are for an operator.
+                address: the sum is over time and writer as well. Saves that no database has yet
+                are for an operator to judge.
 
         Raises:
             StateError: it is another's.
@@ -151,14 +152,13 @@ class Fallback:
         owner = self.owner()
         if owner in (None, self._address):
             return
-        if not self.is_pending:
-            if not any(map(os.path.lexists, (self.path, self.backup_path))):
-                return
-            file = self.present()
-            if file is not None and knows is not None:
-                with suppress(BackendUnavailable):
-                    if knows(file.pointer):
-                        return
+        if not any(map(os.path.lexists, (self.path, self.backup_path, self.pending_path))):
+            return
+        file = self.present()
+        if file is not None and knows is not None:
+            with suppress(BackendUnavailable):
+                if knows(file.pointer):
+                    return
         raise StateError(
             self.path,
             f"{self.path} is the file_fallback of {owner}, not of {self._address}, and one file "

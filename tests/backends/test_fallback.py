@@ -390,6 +390,23 @@ def test_the_same_state_by_another_address_keeps_its_file(
         assert make().reconcile()["done"] == "push"
 
 
+def test_a_note_of_saves_keeps_its_owner_although_the_file_is_gone(
+    copied: tuple[PostgresStore, PostgresStore], proxy: Proxy, path: Path
+) -> None:
+    a, b = saved(copied[0], 1), copied[1]
+    proxy.down()
+    saved(a, 2)
+    proxy.up()
+    for name in (path, Path(f"{path}.bak")):
+        name.unlink()
+    with pytest.raises(StateError, match="file_fallback of"):
+        b.save({"n": 7})
+    assert Path(f"{path}.pending").exists()
+    Path(f"{path}.pending").unlink()
+    b.save({"n": 7})  # nothing is left of A's
+    assert in_file(path) == (1, 7)
+
+
 @pytest.mark.parametrize("note", [None, "{", "[]", '{"state": 1}', ""])
 def test_a_file_without_an_owner_is_anybodys_and_a_note_that_does_not_read_is_not_guessed_at(
     make: Make, proxy: Proxy, path: Path, note: str | None
