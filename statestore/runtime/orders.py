@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -42,7 +43,13 @@ from statestore.amounts import ZERO, exact, parse_amount, written
 from statestore.backends.database import Database, storable
 from statestore.backends.positions import PositionTables
 from statestore.backends.rows import as_uuid
-from statestore.errors import BackendError, StateStoreError, UsageError
+from statestore.errors import (
+    AlreadyRecorded,
+    BackendError,
+    BackendUnavailable,
+    StateStoreError,
+    UsageError,
+)
 from statestore.model import (
     ExchangeOrder,
     Order,
@@ -396,14 +403,20 @@ class PositionManager:
         Args:
             symbol: the position's, where there is one.
             reason: why it was refused.
+            order_id: the client order id, yours to choose; a new one unless given. It makes the
+                call repeatable: where the connection broke while the answer was awaited
+                (``BackendUnavailable.uncertain``), nobody knows whether it was booked; the same
+                call with the same id books it once, or says that it is there. Without an id a
+                second call is a second order.
 
         Raises:
             UsageError, IllegalMove: a value means nothing; a stop-loss or take-profit that would
                 close nothing.
-            BackendError: the order is recorded already, or as elsewhere.
+            AlreadyRecorded: an order of this id is there; nothing is booked again.
+            BackendError: as elsewhere.
         """
         kind = _spelt(OrderType, order_type)
-        with self.tables.transaction() as connection:
+        with self._once(order_id), self.tables.transaction() as connection:
             position, others = self._locked_position(connection, position_id)
             name = symbol or (position.symbol if position else None)
             if name is None or (position is not None and name != position.symbol):
@@ -437,7 +450,11 @@ class PositionManager:
     def increase_position(
         self, position_id: str, quantity: Amount, price: Amount, *, order_id: str | None = None
     ) -> Booked:
-        """Book that more was opened: a buy into a long, a sell into a short."""
+        """Book that more was opened: a buy into a long, a sell into a short.
+
+        Args:
+            order_id: as in `reduce_position`.
+        """
         return self._trade(position_id, quantity, price, order_id, closing=False)
 
     def reduce_position(
@@ -446,7 +463,12 @@ class PositionManager:
         """Book that some or all of a position was closed; it is recorded as a market order.
 
         Args:
-            order_id: makes the call repeatable: a second one with the same id is refused.
+            order_id: the client order id it was closed by. It makes the call repeatable, as in
+                `record_order`; without one, a call that is repeated books twice.
+
+        Raises:
+            AlreadyRecorded: an order of this id is there; nothing is booked again.
+            UsageError: no such position is held.
         """
         return self._trade(position_id, quantity, price, order_id, closing=True)
 
@@ -459,9 +481,10 @@ class PositionManager:
         *,
         closing: bool,
     ) -> Booked:
-        held = self.find(position_id)
-        if held is None:
-            raise UsageError(f"no position {position_id} is held")
+        with self._once(order_id):
+            held = self.find(position_id)
+            if held is None:  # perhaps this very call closed it before
+                raise UsageError(f"no position {position_id} is held")
         side = lifecycle.closing_side(held)
         if not closing:
             side = OrderSide.BUY if side is OrderSide.SELL else OrderSide.SELL
@@ -475,6 +498,34 @@ class PositionManager:
             filled_price=price,
             order_id=order_id,
         )
+
+    @contextmanager
+    def _once(self, order_id: str | None) -> Iterator[None]:
+        """Say of what is refused in the block that the order is there, where it is.
+
+        Asked afterwards: by then whoever committed it at the same moment has.
+        """
+        try:
+            yield
+        except BackendUnavailable:
+            raise
+        except (BackendError, UsageError) as error:
+            if order_id is None:
+                raise
+            with self.tables.transaction(snapshot=True) as connection:
+                named = self.tables.orders_named(
+                    connection, exchange=self.exchange, exchange_ids=[], order_ids=[order_id]
+                )
+            if not named:
+                raise
+            (there,) = named
+            raise AlreadyRecorded(
+                order_id,
+                f"order {order_id} is recorded already: {there.order_type} to {there.side} "
+                f"{there.quantity:f} {there.symbol} (status {there.status}, filled_quantity "
+                f"{there.filled_quantity:f}); nothing was booked again. If that is another one, "
+                "choose another id",
+            ) from error
 
     # Stop-loss and take-profit
 
