@@ -22,6 +22,8 @@ What is promised:
 * while the database cannot be asked, memory is watched, and a decision says ``claimed=False``:
   another process may have been told the same;
 * what has to be cancelled at the exchange is said again until the exchange says that it is gone;
+* stop-loss or take-profit orders that rest at the exchange for more than is held, as after a part
+  was closed by hand, are in `PositionMonitor.problems` before one is filled;
 * while the kill switch is engaged nothing is handed out, and that is logged.
 
 What is not: a price that was crossed and came back while nobody looked is not known here. Only an
@@ -132,6 +134,7 @@ class PositionMonitor:
         if self._source is not None:
             self._attempt("exchange", self._sync)
         self._remind()
+        self._note_excess()
         self._say_what_is_watched()
         symbols = {position.symbol for position in manager.get_all_positions()}
         if not symbols:
@@ -244,6 +247,16 @@ class PositionMonitor:
             self._reminded[order.order_id] = now
         if again:
             self._tell(Booked(to_cancel=tuple(again)))
+
+    def _note_excess(self) -> None:
+        """Say early what would only show when such an order is filled: more sold than is held."""
+        found = [
+            f"{protection.excess:f} {protection.position.symbol} "
+            f"(position {protection.position.position_id})"
+            for protection in self.manager.protections()
+            if protection.excess
+        ]
+        self._note("too much", ", ".join(found), "at the exchange for more than is held, by")
 
     def _tell(self, booked: Booked) -> None:
         if self._on_booked is not None:

@@ -704,6 +704,28 @@ def test_a_stop_that_rests_at_the_exchange_is_left_to_it(monitor, desk, fake_exc
     assert monitor.cycle() == []  # both would sell it twice, as document 004 did
 
 
+def test_a_stop_for_more_than_is_held_is_told_before_it_is_filled(monitor, said):
+    """A part was closed by hand: that the stop sells the rest twice was said when it had."""
+    manager = monitor.manager
+    stop = order_of(monitor, "BTC-USD", "stop_loss")
+    manager.record_result(stop.order_id, "open", exchange_order_id="x-1")
+    monitor.cycle()
+    assert monitor.problems == {}
+    manager.reduce_position(stop.position_id, "0.04", 61000)
+
+    monitor.cycle()
+    monitor.cycle()
+    assert monitor.problems == {
+        "too much": "at the exchange for more than is held, by 0.04 BTC-USD "
+        f"(position {stop.position_id})"
+    }
+    assert len(said("monitoring goes on without")) == 1
+    booked = manager.change_sl_tp(stop.position_id, stop_loss=54000, take_profit=66000)
+    assert [order.order_id for order in booked.to_cancel] == [stop.order_id]
+    monitor.cycle()
+    assert monitor.problems == {}
+
+
 def test_a_target_that_only_we_know_names_the_stop_to_cancel_first(monitor, desk):
     stop = order_of(monitor, "BTC-USD", "stop_loss")
     monitor.manager.record_result(stop.order_id, "open", exchange_order_id="x-1")
