@@ -114,7 +114,8 @@ class PostgresStore(RevisionStore):
             schema: our schema in that database, ``statestore`` unless given.
             state: which state of several, ``default`` unless given.
             file_fallback: where to save while the database is away.
-            backup_dir: ``data/state_backups`` unless given.
+            backup_dir: ``data/state_backups`` unless given. States of other names and other schemas
+                may share it; those of another database may not.
             keep_revisions: how many stay in the database; the younger than two minutes do anyway.
             connect_timeout: seconds to wait for a connection.
             failover_seconds: how long to find out what became of a save whose connection broke; 30
@@ -135,6 +136,7 @@ class PostgresStore(RevisionStore):
         url = given.having(schema=schema, state=state, file_fallback=file)
         ours = url.parameters
         self.state = ours.get("state") or DEFAULT_STATE
+        self._schema = ours.get("schema") or DEFAULT_SCHEMA
         self._begin(url, backup_dir, lock_timeout, on_mismatch, keep_revisions)
         self._url = url
         self._options: dict[str, Any] = {
@@ -146,7 +148,7 @@ class PostgresStore(RevisionStore):
         }
         self.database = Database(
             url.without_parameters,
-            schema=ours.get("schema") or DEFAULT_SCHEMA,
+            schema=self._schema,
             timeout=connect_timeout,
         )
         self._fallback: Fallback | None = None
@@ -352,7 +354,12 @@ class PostgresStore(RevisionStore):
         )
 
     def _file_name(self) -> str:
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.state)
+        # States of two schemas may have one name, and one folder for backups. No part of a name
+        # has an @ in it, so neither is taken for the other.
+        named = [self.state] if self._schema == DEFAULT_SCHEMA else [self._schema, self.state]
+        return "@".join(
+            "".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in named
+        )
 
     def _present(self) -> Present | None:
         fallback = self._fallback
