@@ -162,9 +162,9 @@ class Fallback:
         raise StateError(
             self.path,
             f"{self.path} is the file_fallback of {owner}, not of {self._address}, and one file "
-            "keeps one state: nothing of it was read or changed. Give this state a file_fallback "
-            "of its own; or, if that is this very state under its former address, remove "
-            f"{self.owner_path}",
+            "keeps one state: nothing of it was taken over or changed. Give this state a "
+            "file_fallback of its own; or, if that is this very state under its former address, "
+            f"remove {self.owner_path}",
         )
 
     def pending(self) -> Pending | None:
