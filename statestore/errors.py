@@ -28,6 +28,7 @@
     |-- BackendError                a database refused, or answered with an error
     |   |-- BackendUnavailable      it cannot be reached, or the connection broke
     |   |   `-- SaveUncertain       it broke during a save, and nobody knows whether that is saved
+    |   |-- AlreadyRecorded         an order of this id is there: nothing is booked again
     |   |-- ContentRefused          it does not take what it was given, and would not next time
     |   `-- SchemaOutdated          its tables are not those of this version
     |-- RebuildRefused              a position is not proven, so nothing is written
@@ -213,6 +214,20 @@ class BackendUnavailable(BackendError):
     def __init__(self, message: str, *, uncertain: bool = False) -> None:
         super().__init__(message)
         self.uncertain = uncertain
+
+
+class AlreadyRecorded(BackendError):
+    """An order of this id is recorded already; nothing was booked again.
+
+    Who repeats a call that he does not know the end of takes this for "it is done".
+
+    Attributes:
+        order_id: its id.
+    """
+
+    def __init__(self, order_id: str, message: str) -> None:
+        super().__init__(message)
+        self.order_id = order_id
 
 
 class ContentRefused(BackendError):

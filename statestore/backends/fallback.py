@@ -20,6 +20,12 @@ has never heard of it                                 back, or a standby lacks t
 
 A file that was there before, and that the database has never heard of, is never written over: it is
 moved aside, or, if the database has no state at all, it is for the operator to say what it is.
+
+``NAME.owner`` says whose state the file is, by its address. Another state that was given the same
+file is refused: with its database away it would go on from a stranger's positions. The address
+alone does not decide while the database has what is in the file, so the same state may be reached
+by two addresses. A file without an owner (put there by hand, or by a version before this) is
+anybody's, by the table.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -37,7 +44,13 @@ from statestore.backends.revisions import Pointer, Present
 from statestore.disk import codec, durable
 from statestore.disk.backups import read_valid
 from statestore.disk.locks import WriterLock
-from statestore.errors import BackendError, StateCorrupt, StateError, StateForked
+from statestore.errors import (
+    BackendError,
+    BackendUnavailable,
+    StateCorrupt,
+    StateError,
+    StateForked,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +62,7 @@ T = TypeVar("T")
 Knows = Callable[[Pointer], bool]
 
 _MAX_PENDING_BYTES = 1 << 20
+_MAX_OWNER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class Pending:
 
 
 class Fallback:
-    """One file, with ``.pending``, ``.bak`` and ``.lock`` beside it.
+    """One file, with ``.owner``, ``.pending``, ``.bak`` and ``.lock`` beside it.
 
     Attributes:
         path: the file.
@@ -87,6 +101,7 @@ class Fallback:
         self.path = path
         self.pending_path = Path(f"{path}.pending")
         self.backup_path = Path(f"{path}.bak")
+        self.owner_path = Path(f"{path}.owner")
         self._address = address
         self._timeout = lock_timeout
         self._lock = WriterLock(path, Path(f"{path}.lock"))
@@ -95,6 +110,62 @@ class Fallback:
     def is_pending(self) -> bool:
         """Whether there is something to reconcile."""
         return os.path.lexists(self.pending_path)
+
+    def owner(self) -> str | None:
+        """Return the address of the state whose file this is; None if nobody noted it.
+
+        Raises:
+            StateCorrupt: somebody did, and it does not read.
+            StateError: it may not be read.
+        """
+        try:
+            data, _ = durable.read_file(self.owner_path, _MAX_OWNER_BYTES)
+            state = json.loads(data)["state"]
+            if not isinstance(state, str):
+                raise ValueError("no address")
+            return state
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(
+                self.owner_path, f"cannot read {self.owner_path}: {error.strerror}"
+            ) from error
+        except (ValueError, KeyError, TypeError, durable.NotAFile, durable.TooLarge) as error:
+            raise StateCorrupt(
+                self.owner_path,
+                f"{self.owner_path} does not read ({error!r:.80}), so it is not known whose state "
+                f"{self.path} holds; look at it, and remove {self.owner_path} if that is the state "
+                f"of {self._address}",
+            ) from error
+
+    def require_ours(self, knows: Knows | None = None) -> None:
+        """Raise unless this file is of this state, or of nobody.
+
+        Args:
+            knows: says whether our database has what is in the file. Then it is ours, by another
+                address: the sum is over time and writer as well. Saves that no database has yet
+                are for an operator to judge.
+
+        Raises:
+            StateError: it is another's.
+        """
+        owner = self.owner()
+        if owner in (None, self._address):
+            return
+        if not any(map(os.path.lexists, (self.path, self.backup_path, self.pending_path))):
+            return
+        file = self.present()
+        if file is not None and knows is not None:
+            with suppress(BackendUnavailable):
+                if knows(file.pointer):
+                    return
+        raise StateError(
+            self.path,
+            f"{self.path} is the file_fallback of {owner}, not of {self._address}, and one file "
+            "keeps one state: nothing of it was taken over or changed. Give this state a "
+            "file_fallback of its own; or, if that is this very state under its former address, "
+            f"remove {self.owner_path}",
+        )
 
     def pending(self) -> Pending | None:
         """Return what is to be reconciled; None if nothing is.
@@ -144,8 +215,12 @@ class Fallback:
                 return Present(pointer, data, path, why or None)
         return None
 
-    def documents(self) -> list[tuple[int, bytes]]:
-        """Return the revisions that are here, in the file and its ``.bak``, newest first."""
+    def documents(self, knows: Knows | None = None) -> list[tuple[int, bytes]]:
+        """Return the revisions that are here, in the file and its ``.bak``, newest first.
+
+        Raises as `require_ours`.
+        """
+        self.require_ours(knows)
         found = {}
         for path in (self.backup_path, self.path):
             valid = _sealed(path, [])
@@ -154,7 +229,8 @@ class Fallback:
         return sorted(found.items(), reverse=True)
 
     def verdict(self, database: Pointer | None, knows: Knows) -> Verdict:
-        """Return what is to be done, by the table above."""
+        """Return what is to be done, by the table above; raises as `require_ours`."""
+        self.require_ours(knows)
         pending, file = self.pending(), self.present()
         here = file.pointer if file else None
         if pending is not None and (file is None or file.source != self.path):
@@ -184,9 +260,11 @@ class Fallback:
 
         Raises:
             SaveFailed: it could not be saved here either.
+            StateError: the file is another state's.
         """
 
         def act() -> bool:
+            self.require_ours(lambda pointer: pointer == former)
             pending, file = self.pending(), self.present()
             here = file.pointer if file else None
             if pending is None:
@@ -197,7 +275,9 @@ class Fallback:
                 return False
             if uncertain:
                 pending = Pending(pending.base, (*pending.sent, to), pending.since, pending.why)
-            # First, so that there is never a state here of which nobody knows where it came from.
+            # Before the state, so that there is never one here of which nobody knows where it came
+            # from; and whose it is before that.
+            self._note_owner()
             durable.replace_file(self.pending_path, pending.to_json())
             self._write(data)
             return True
@@ -217,11 +297,13 @@ class Fallback:
         """
 
         def act() -> None:
+            self.require_ours(knows)
             file = self.present()
             if file is not None and file.pointer == to:
                 return
             if self.path.exists() and (file is None or not knows(file.pointer)):
                 self._move_aside("the database does not know it")
+            self._note_owner()
             self._write(data)
 
         try:
@@ -273,8 +355,13 @@ class Fallback:
             "`statestore db reconcile --take file` or `--take database`; the other one is kept",
         )
 
-    def _write(self, data: bytes) -> None:
+    def _note_owner(self) -> None:
         durable.make_directory(self.path.parent)
+        if self.owner() != self._address:
+            note = json.dumps({"state": self._address}, indent=2).encode() + b"\n"
+            durable.replace_file(self.owner_path, note)
+
+    def _write(self, data: bytes) -> None:
         keep: Path | None = None
         if self.path.exists():
             reads = read_valid(self.path, lambda _path, _why: None) is not None

@@ -11,8 +11,9 @@ wait for each other for ever is up to them: both begin with `PositionTables.lock
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from statestore import times
@@ -44,7 +45,12 @@ _LIVE: LiteralString = "status IN ('pending', 'open')"
 # Somebody may sit on a row for ever, and a price that crosses has to be acted on. What the
 # connection is told stays.
 _PATIENCE = """
-SELECT set_config('lock_timeout', '10s', true) WHERE current_setting('lock_timeout') = '0'
+SELECT clock_timestamp(), CASE WHEN current_setting('lock_timeout') = '0'
+    THEN set_config('lock_timeout', '10s', true) END
+"""
+# Two statements on one way there and back.
+_SNAPSHOT = """
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT clock_timestamp()
 """
 
 
@@ -55,11 +61,37 @@ class Stamps(NamedTuple):
     orders: dict[str, int]
 
 
+class Clock:
+    """The database's clock: as each transaction read it, and from there on with this machine's.
+
+    Machines whose clocks differ have one this way. Before the first look it is this machine's.
+
+    Attributes:
+        machine: the clock of this machine.
+    """
+
+    def __init__(self) -> None:
+        self.machine: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self._ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return self.machine() + self._ahead
+
+    def set(self, there: datetime) -> None:
+        """Take over what the database's clock says at this moment."""
+        self._ahead = there - self.machine()
+
+
 class PositionTables:
-    """Positions and orders in one database."""
+    """Positions and orders in one database.
+
+    Attributes:
+        clock: the database's.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.clock = Clock()
 
     @contextmanager
     def transaction(self, *, snapshot: bool = False) -> Iterator[Connection]:
@@ -73,10 +105,11 @@ class PositionTables:
                 else has locked is waited for ten seconds.
         """
         with self.database.transaction() as connection:
-            if snapshot:
-                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            else:
-                connection.execute(_PATIENCE)
+            cursor = connection.execute(_SNAPSHOT if snapshot else _PATIENCE)
+            while cursor.nextset():
+                pass
+            ((there, *_),) = cursor
+            self.clock.set(there)
             yield connection
 
     @contextmanager

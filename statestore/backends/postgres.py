@@ -114,7 +114,8 @@ class PostgresStore(RevisionStore):
             schema: our schema in that database, ``statestore`` unless given.
             state: which state of several, ``default`` unless given.
             file_fallback: where to save while the database is away.
-            backup_dir: ``data/state_backups`` unless given.
+            backup_dir: ``data/state_backups`` unless given. States of other names and other schemas
+                may share it; those of another database may not.
             keep_revisions: how many stay in the database; the younger than two minutes do anyway.
             connect_timeout: seconds to wait for a connection.
             failover_seconds: how long to find out what became of a save whose connection broke; 30
@@ -135,6 +136,7 @@ class PostgresStore(RevisionStore):
         url = given.having(schema=schema, state=state, file_fallback=file)
         ours = url.parameters
         self.state = ours.get("state") or DEFAULT_STATE
+        self._schema = ours.get("schema") or DEFAULT_SCHEMA
         self._begin(url, backup_dir, lock_timeout, on_mismatch, keep_revisions)
         self._url = url
         self._options: dict[str, Any] = {
@@ -146,7 +148,7 @@ class PostgresStore(RevisionStore):
         }
         self.database = Database(
             url.without_parameters,
-            schema=ours.get("schema") or DEFAULT_SCHEMA,
+            schema=self._schema,
             timeout=connect_timeout,
         )
         self._fallback: Fallback | None = None
@@ -250,6 +252,7 @@ class PostgresStore(RevisionStore):
         Raises:
             UsageError: there is no file_fallback, or `take` is neither.
             StateForked: both have moved, and `take` does not say which.
+            StateError: the file is another state's.
             BackendUnavailable: the database is away.
         """
         fallback = self._fallback
@@ -259,6 +262,7 @@ class PostgresStore(RevisionStore):
             raise UsageError(f"take is {take!r}; it is file or database")
         self._away_until = 0.0
         with self._alone():
+            fallback.require_ours(self._tables.knows)
             if take is None:
                 done, aside = self._settled(fallback)
             else:
@@ -281,6 +285,7 @@ class PostgresStore(RevisionStore):
         pending, file = fallback.pending(), fallback.present()
         return {
             "path": str(fallback.path),
+            "owner": fallback.owner(),
             "revision": file.pointer.revision if file else None,
             "pending_since": pending.since if pending else None,
             "base_revision": pending.base.revision if pending and pending.base else None,
@@ -349,7 +354,12 @@ class PostgresStore(RevisionStore):
         )
 
     def _file_name(self) -> str:
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.state)
+        # States of two schemas may have one name, and one folder for backups. No part of a name
+        # has an @ in it, so neither is taken for the other.
+        named = [self.state] if self._schema == DEFAULT_SCHEMA else [self._schema, self.state]
+        return "@".join(
+            "".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in named
+        )
 
     def _present(self) -> Present | None:
         fallback = self._fallback
@@ -392,7 +402,7 @@ class PostgresStore(RevisionStore):
             data = None
         if data is not None or self._fallback is None:
             return data
-        return dict(self._fallback.documents()).get(revision)
+        return dict(self._fallback.documents(self._tables.knows)).get(revision)
 
     def _documents(self) -> list[tuple[int, bytes]]:
         fallback = self._fallback
@@ -493,6 +503,7 @@ class PostgresStore(RevisionStore):
 
     def _of_file(self, fallback: Fallback, error: BackendUnavailable) -> Present | None:
         """Return what the file has; the database's own error where that is nothing."""
+        fallback.require_ours()
         present = fallback.present(f"is away ({error})")
         if present is None:
             raise error

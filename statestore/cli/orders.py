@@ -88,15 +88,18 @@ def unprotected(database: str | None, schema: str | None, exchange: str, exit_co
 
     Look at this after the first restart: what is listed here is watched by nobody. "missing" is
     what no stop-loss closes; "price_says" is the stop-loss that stands in the position's own row.
+    "excess" is what orders at the exchange would close beyond what is held: replace them.
     """
     with _loaded(database, schema, exchange) as manager:
         protections = manager.protections()
-    found = [protection for protection in protections if not protection.whole]
+    found = [p for p in protections if not p.whole or p.excess]
     bare = [protection for protection in found if protection.missing]
+    over = [protection for protection in found if protection.excess]
     print_json(
         {
             "positions": len(protections),
             "without_stop_loss": len(bare),
+            "with_excess": len(over),
             "unprotected": [_protection(protection) for protection in found],
         }
     )
@@ -106,8 +109,14 @@ def unprotected(database: str | None, schema: str | None, exchange: str, exit_co
             f"{held.symbol} {held.side}: {protection.missing:f} of {held.quantity:f} has no "
             f"stop-loss (position {held.position_id})"
         )
+    for protection in over:
+        held = protection.position
+        note(
+            f"{held.symbol} {held.side}: orders at the exchange close {protection.excess:f} more "
+            f"than the {held.quantity:f} held (position {held.position_id})"
+        )
     note(f"{len(bare)} of {len(protections)} position(s) without a whole stop-loss")
-    return UNPROVEN if bare and exit_code else 0
+    return UNPROVEN if (bare or over) and exit_code else 0
 
 
 @command.command(epilog=EPILOG)
@@ -173,5 +182,6 @@ def _protection(protection: Protection) -> Mapping[str, Any]:
         "stop_loss_units": protection.stop_loss,
         "take_profit_units": protection.take_profit,
         "missing": protection.missing,
+        "excess": protection.excess,
         "price_says": held.stop_loss,
     }

@@ -433,11 +433,14 @@ class Protection:
 
     Attributes:
         missing: units that no stop-loss closes.
+        excess: units beyond what is held that those at the exchange would close, as after a part
+            was closed by hand: the account is short by them once one is filled.
     """
 
     position: Position
     stop_loss: Decimal
     take_profit: Decimal
+    excess: Decimal
 
     @property
     def missing(self) -> Decimal:
@@ -452,8 +455,13 @@ class Protection:
 def protection(position: Position, orders: Iterable[Order]) -> Protection:
     """Return how far a position is protected by orders that are live and not being withdrawn."""
     sums = {OrderType.STOP_LOSS: ZERO, OrderType.TAKE_PROFIT: ZERO}
+    there = dict(sums)
     for order in orders:
         counts = order.order_type in sums and reduces(order, position)
         if counts and order.status.live and order.cancel_wanted_at is None:
             sums[order.order_type] += order.left
-    return Protection(position, sums[OrderType.STOP_LOSS], sums[OrderType.TAKE_PROFIT])
+            if order.exchange_order_id is not None:
+                there[order.order_type] += order.left
+    # Of a stop-loss and a take-profit one is filled; what only we know is cut to what is held.
+    excess = max(max(there.values()) - position.quantity, ZERO)
+    return Protection(position, sums[OrderType.STOP_LOSS], sums[OrderType.TAKE_PROFIT], excess)

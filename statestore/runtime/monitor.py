@@ -14,18 +14,20 @@ What is promised:
 
 * a decision is handed to one process only, until somebody records what became of it or the
   manager's ``patience`` is over (then with ``repeated``; the exchange knows a client order id it
-  saw before, so nothing is sold twice);
+  saw before, so nothing is sold twice). How long that is, the database's clock says, so it is the
+  same on machines whose clocks differ;
 * orders that are at the exchange are the exchange's: nothing is decided for them;
 * a price that had been crossed before the first look after a restart is decided like any other,
   and marked ``late``;
 * while the database cannot be asked, memory is watched, and a decision says ``claimed=False``:
   another process may have been told the same;
 * what has to be cancelled at the exchange is said again until the exchange says that it is gone;
+* stop-loss or take-profit orders that rest at the exchange for more than is held, as after a part
+  was closed by hand, are in `PositionMonitor.problems` before one is filled;
 * while the kill switch is engaged nothing is handed out, and that is logged.
 
 What is not: a price that was crossed and came back while nobody looked is not known here. Only an
-order that rests at the exchange covers that. Machines whose clocks differ by more than ``patience``
-may both be told the same: it is the client order id that keeps it from being sold twice.
+order that rests at the exchange covers that.
 """
 
 from __future__ import annotations
@@ -132,6 +134,7 @@ class PositionMonitor:
         if self._source is not None:
             self._attempt("exchange", self._sync)
         self._remind()
+        self._note_excess()
         self._say_what_is_watched()
         symbols = {position.symbol for position in manager.get_all_positions()}
         if not symbols:
@@ -244,6 +247,16 @@ class PositionMonitor:
             self._reminded[order.order_id] = now
         if again:
             self._tell(Booked(to_cancel=tuple(again)))
+
+    def _note_excess(self) -> None:
+        """Say early what would only show when such an order is filled: more sold than is held."""
+        found = [
+            f"{protection.excess:f} {protection.position.symbol} "
+            f"(position {protection.position.position_id})"
+            for protection in self.manager.protections()
+            if protection.excess
+        ]
+        self._note("too much", ", ".join(found), "at the exchange for more than is held, by")
 
     def _tell(self, booked: Booked) -> None:
         if self._on_booked is not None:

@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -42,7 +43,13 @@ from statestore.amounts import ZERO, exact, parse_amount, written
 from statestore.backends.database import Database, storable
 from statestore.backends.positions import PositionTables
 from statestore.backends.rows import as_uuid
-from statestore.errors import BackendError, StateStoreError, UsageError
+from statestore.errors import (
+    AlreadyRecorded,
+    BackendError,
+    BackendUnavailable,
+    StateStoreError,
+    UsageError,
+)
 from statestore.model import (
     ExchangeOrder,
     Order,
@@ -105,7 +112,7 @@ class PositionManager:
         kill_switch: KillSwitch | None = None,
         increments: Mapping[str, Decimal] | None = None,
         patience: float = 60,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] | None = None,
     ) -> None:
         """Remember what to do; nothing is connected or read yet.
 
@@ -114,14 +121,15 @@ class PositionManager:
             increments: base increments by symbol: a quantity that is no multiple of it is refused
                 before it is recorded. Of a symbol that is not named nothing is known.
             patience: seconds until a decision that nobody carried out is handed out again.
-            now: the clock, for what has no time of its own.
+            now: the clock, for what has no time of its own, and for how long ago a decision was
+                handed out. The database's unless given: all machines have that one.
         """
         self.exchange = exchange
         self.tables = PositionTables(Database(database) if isinstance(database, str) else database)
         self.kill_switch = kill_switch
         self.loaded = False
         self.synced = False
-        self.now = now
+        self.now = now or self.tables.clock
         self._increments = dict(increments or {})
         self.patience = timedelta(seconds=patience)
         self._lock = threading.RLock()
@@ -395,14 +403,20 @@ class PositionManager:
         Args:
             symbol: the position's, where there is one.
             reason: why it was refused.
+            order_id: the client order id, yours to choose; a new one unless given. It makes the
+                call repeatable: where the connection broke while the answer was awaited
+                (``BackendUnavailable.uncertain``), nobody knows whether it was booked; the same
+                call with the same id books it once, or says that it is there. Without an id a
+                second call is a second order.
 
         Raises:
             UsageError, IllegalMove: a value means nothing; a stop-loss or take-profit that would
                 close nothing.
-            BackendError: the order is recorded already, or as elsewhere.
+            AlreadyRecorded: an order of this id is there; nothing is booked again.
+            BackendError: as elsewhere.
         """
         kind = _spelt(OrderType, order_type)
-        with self.tables.transaction() as connection:
+        with self._once(order_id), self.tables.transaction() as connection:
             position, others = self._locked_position(connection, position_id)
             name = symbol or (position.symbol if position else None)
             if name is None or (position is not None and name != position.symbol):
@@ -436,7 +450,11 @@ class PositionManager:
     def increase_position(
         self, position_id: str, quantity: Amount, price: Amount, *, order_id: str | None = None
     ) -> Booked:
-        """Book that more was opened: a buy into a long, a sell into a short."""
+        """Book that more was opened: a buy into a long, a sell into a short.
+
+        Args:
+            order_id: as in `reduce_position`.
+        """
         return self._trade(position_id, quantity, price, order_id, closing=False)
 
     def reduce_position(
@@ -445,7 +463,12 @@ class PositionManager:
         """Book that some or all of a position was closed; it is recorded as a market order.
 
         Args:
-            order_id: makes the call repeatable: a second one with the same id is refused.
+            order_id: the client order id it was closed by. It makes the call repeatable, as in
+                `record_order`; without one, a call that is repeated books twice.
+
+        Raises:
+            AlreadyRecorded: an order of this id is there; nothing is booked again.
+            UsageError: no such position is held.
         """
         return self._trade(position_id, quantity, price, order_id, closing=True)
 
@@ -458,9 +481,10 @@ class PositionManager:
         *,
         closing: bool,
     ) -> Booked:
-        held = self.find(position_id)
-        if held is None:
-            raise UsageError(f"no position {position_id} is held")
+        with self._once(order_id):
+            held = self.find(position_id)
+            if held is None:  # perhaps this very call closed it before
+                raise UsageError(f"no position {position_id} is held")
         side = lifecycle.closing_side(held)
         if not closing:
             side = OrderSide.BUY if side is OrderSide.SELL else OrderSide.SELL
@@ -474,6 +498,34 @@ class PositionManager:
             filled_price=price,
             order_id=order_id,
         )
+
+    @contextmanager
+    def _once(self, order_id: str | None) -> Iterator[None]:
+        """Say of what is refused in the block that the order is there, where it is.
+
+        Asked afterwards: by then whoever committed it at the same moment has.
+        """
+        try:
+            yield
+        except BackendUnavailable:
+            raise
+        except (BackendError, UsageError) as error:
+            if order_id is None:
+                raise
+            with self.tables.transaction(snapshot=True) as connection:
+                named = self.tables.orders_named(
+                    connection, exchange=self.exchange, exchange_ids=[], order_ids=[order_id]
+                )
+            if not named:
+                raise
+            (there,) = named
+            raise AlreadyRecorded(
+                order_id,
+                f"order {order_id} is recorded already: {there.order_type} to {there.side} "
+                f"{there.quantity:f} {there.symbol} (status {there.status}, filled_quantity "
+                f"{there.filled_quantity:f}); nothing was booked again. If that is another one, "
+                "choose another id",
+            ) from error
 
     # Stop-loss and take-profit
 
@@ -746,7 +798,8 @@ class PositionManager:
     def claim(self, position_id: str, price: Decimal) -> tuple[Position, list[Due]] | None:
         """Take what is due of a position at a price for oneself: nobody else is given it meanwhile.
 
-        What is due is judged by the rows, not by memory. None where there is no such row.
+        What is due is judged by the rows and the database's clock, neither by memory nor by this
+        machine's. None where there is no such row.
         """
         with self.tables.transaction() as connection:
             row = self.tables.lock_position(connection, position_id)
@@ -754,8 +807,9 @@ class PositionManager:
                 return None
             position = self._seen(row)
             orders = map(self._handed_out, self.tables.orders_of(connection, position_id))
-            dues = lifecycle.due(position, list(orders), price, self.now(), self.patience)
-            taken = [replace(due.order, triggered_at=self.now()) for due in dues]
+            at = self.now()  # under the lock on the row: whoever claimed before, claimed earlier
+            dues = lifecycle.due(position, list(orders), price, at, self.patience)
+            taken = [replace(due.order, triggered_at=at) for due in dues]
             self.tables.update_orders(connection, taken)
         self._remember(Booked(tuple(taken), position), "")
         return position, dues

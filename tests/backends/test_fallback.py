@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from statestore.errors import (
     BackendUnavailable,
     RevisionConflict,
     StateCorrupt,
+    StateError,
     StateForked,
     UsageError,
 )
@@ -79,7 +82,7 @@ def test_in_good_days_the_file_is_a_copy(make: Make, path: Path) -> None:
     saved(make(), 1, 2)
 
     assert in_file(path) == (2, 2)
-    assert names(path.parent) == ["fallback.json", "fallback.json.bak"]
+    assert names(path.parent) == ["fallback.json", "fallback.json.bak", "fallback.json.owner"]
 
 
 def test_while_the_database_is_away_saves_go_to_the_file(
@@ -115,7 +118,7 @@ def test_what_only_the_file_has_is_pushed_up(make: Make, proxy: Proxy, path: Pat
     assert make(file_fallback=None).load()["n"] == 3
     revisions = [(v.revision, v.saved_for) for v in make(file_fallback=None).versions()]
     assert [number for number, _ in revisions] == [3, 2, 1]
-    assert names(path.parent) == ["fallback.json", "fallback.json.bak"]
+    assert names(path.parent) == ["fallback.json", "fallback.json.bak", "fallback.json.owner"]
 
 
 def test_even_unchanged_content_pushes_up(make: Make, proxy: Proxy) -> None:
@@ -291,6 +294,135 @@ def test_a_file_the_database_does_not_know_is_moved_aside(make: Make, path: Path
     (aside,) = path.parent.glob("fallback.json.dropped-*")
     assert in_file(aside) == (1, 7)
     assert in_file(path) == (2, 2)
+
+
+# Whose file it is
+
+
+@pytest.fixture
+def copied(make: Make) -> tuple[PostgresStore, PostgresStore]:
+    """Bots A and B, of which B's unit file is a copy: they have one file_fallback."""
+    return make(state="bot-a"), make(state="bot-b")
+
+
+def test_a_bot_does_not_load_the_state_of_another_that_has_the_same_file(
+    copied: tuple[PostgresStore, PostgresStore], proxy: Proxy, path: Path
+) -> None:
+    """With the database away, B woke up with A's positions."""
+    a, b = saved(copied[0], 1), copied[1]
+    proxy.down()
+
+    said = rf"fallback.json is the file_fallback of {re.escape(a.path)}, not of {re.escape(b.path)}"
+    for ask in (b.load, b.versions, lambda: b.read(f"{b.path}#1")):
+        with pytest.raises(StateError, match=said):
+            ask()
+    assert a.load()["n"] == 1
+
+
+def test_a_file_that_two_states_share_is_told_in_good_days(
+    copied: tuple[PostgresStore, PostgresStore],
+) -> None:
+    saved(copied[0], 1)
+    with pytest.raises(StateError, match="file_fallback of its own"):
+        copied[1].load()
+
+
+def test_saves_of_two_states_never_meet_in_one_file(
+    copied: tuple[PostgresStore, PostgresStore],
+    make: Make,
+    proxy: Proxy,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both run since before there was a file, so neither was told when it started."""
+    a, b = copied
+    saved(make(file_fallback=None, state="bot-b"), 6)
+    state_of_b = b.load()
+    saved(a, 1)
+    state_of_b["n"] = 7
+    assert b.save(state_of_b).revision == 2  # the database has it; the file is A's
+    assert "no copy of the state beside the database" in caplog.messages
+    assert in_file(path) == (1, 1)
+
+    proxy.down()
+    state_of_b["n"] = 8
+    with pytest.raises(StateError, match="file_fallback of"):
+        b.save(state_of_b)
+    saved(a, 2)
+    proxy.up()
+    for ask in (b.load, b.reconcile, lambda: b.reconcile("file"), lambda: b.reconcile("database")):
+        with pytest.raises(StateError, match="file_fallback of"):
+            ask()
+    assert a.reconcile()["done"] == "push"
+    assert make(file_fallback=None, state="bot-a").load()["n"] == 2
+    assert make(file_fallback=None, state="bot-b").load()["n"] == 7
+
+
+def test_the_same_state_by_another_address_keeps_its_file(
+    make: Make, database: Database, proxy: Proxy, path: Path, tmp_path: Path
+) -> None:
+    """The host has another name since: while the database is there it says that it is the same."""
+    saved(make(), 1)
+    moved = StateStore(
+        f"postgresql://bot:secret@localhost:{proxy.port}/postgres?schema={database.schema}",
+        file_fallback=path,
+        backup_dir=tmp_path / "backups",
+        failover_seconds=0.2,
+    )
+    with closing(moved):
+        assert moved.load()["n"] == 1
+        proxy.down()
+        with pytest.raises(StateError, match=r"under its former address, remove .*\.owner"):
+            moved.load()
+        proxy.up()
+        saved(moved, 2)
+        owner = Path(f"{path}.owner")
+        assert "localhost" in owner.read_text()
+        assert "secret" not in owner.read_text()
+        proxy.down()
+        saved(moved, 3)
+
+        # What no database has is not pushed into one by an address alone.
+        proxy.up()
+        with pytest.raises(StateError, match="under its former address"):
+            make().load()
+        owner.unlink()
+        assert make().reconcile()["done"] == "push"
+
+
+def test_a_note_of_saves_keeps_its_owner_although_the_file_is_gone(
+    copied: tuple[PostgresStore, PostgresStore], proxy: Proxy, path: Path
+) -> None:
+    a, b = saved(copied[0], 1), copied[1]
+    proxy.down()
+    saved(a, 2)
+    proxy.up()
+    for name in (path, Path(f"{path}.bak")):
+        name.unlink()
+    with pytest.raises(StateError, match="file_fallback of"):
+        b.save({"n": 7})
+    assert Path(f"{path}.pending").exists()
+    Path(f"{path}.pending").unlink()
+    b.save({"n": 7})  # nothing is left of A's
+    assert in_file(path) == (1, 7)
+
+
+@pytest.mark.parametrize("note", [None, "{", "[]", '{"state": 1}', ""])
+def test_a_file_without_an_owner_is_anybodys_and_a_note_that_does_not_read_is_not_guessed_at(
+    make: Make, proxy: Proxy, path: Path, note: str | None
+) -> None:
+    saved(make(), 1)
+    owner = Path(f"{path}.owner")
+    owner.unlink()
+    if note is not None:
+        owner.write_text(note)
+    proxy.down()
+    if note is None:
+        assert saved(make(), 2).load()["n"] == 2
+        assert owner.exists()
+        return
+    with pytest.raises(StateCorrupt, match="does not read"):
+        make().load()
 
 
 @pytest.mark.parametrize("take", ["file", "database"])

@@ -293,6 +293,32 @@ def test_backups_of_a_state_that_is_not_there_are_no_first_start(make: Make) -> 
         make(state="elsewhere").load()
 
 
+def test_states_of_two_schemas_that_share_a_folder_for_backups_keep_apart(
+    make: Make, postgres: PostgresServer, schema_name: str
+) -> None:
+    """Both states are called default: what was put back was the newest backup of either."""
+    other = Database(postgres.url, schema=f"{schema_name}_b")
+    other.upgrade()
+    other.close()
+    here, there = saved(make(), 1), saved(make(schema=other.schema), 2)
+    mine, theirs = here.backup(), there.backup()
+
+    assert mine.parent == theirs.parent
+    assert [backup.path for backup in here.backups.list()] == [mine]
+    assert [backup.path for backup in there.backups.list()] == [theirs]
+    with here._tables.writing() as connection:
+        connection.execute(here._tables.text("UPDATE {schema}.revisions SET document = 'torn'"))
+    found = make().load()
+    assert (found["n"], found.meta.recovered_from) == (1, mine)
+
+
+def test_backups_in_our_own_schema_are_named_by_their_state_alone() -> None:
+    """As before there was a schema in their names."""
+    store = PostgresStore("postgresql://h/x?state=bot-a")
+    assert store._file_name() == "bot-a"
+    assert PostgresStore("postgresql://h/x?state=a@b&schema=c")._file_name() == "c@a-b"
+
+
 @pytest.mark.parametrize(
     "url",
     [

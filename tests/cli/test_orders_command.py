@@ -63,6 +63,25 @@ def test_what_nobody_watches_is_listed(orders: Run, manager: PositionManager) ->
     assert orders("unprotected").code == 0
 
 
+def test_orders_at_the_exchange_for_more_than_is_held_are_listed(
+    orders: Run, manager: PositionManager
+) -> None:
+    held = manager.open_position("BTC-USD", "long", 1, 60000, stop_loss=54000, take_profit=66000)
+    for order in held.orders:
+        manager.record_result(order.order_id, "open", exchange_order_id=f"x-{order.order_type}")
+    assert orders("unprotected", "--exit-code").code == 0
+    assert held.position is not None
+    manager.reduce_position(held.position.position_id, "0.25", 61000)
+
+    ran = orders("unprotected", "--exit-code")
+
+    assert ran.code == 3
+    assert (ran.json["without_stop_loss"], ran.json["with_excess"]) == (0, 1)
+    (found,) = ran.json["unprotected"]
+    assert (found["symbol"], found["excess"], found["missing"]) == ("BTC-USD", 0.25, 0)
+    assert "BTC-USD LONG: orders at the exchange close 0.25 more than the 0.75 held" in ran.err
+
+
 def test_a_differing_order_is_named(
     orders: Run,
     manager: PositionManager,

@@ -485,3 +485,22 @@ def test_protection_counts_what_is_live():
     found = lifecycle.protection(long(), orders)
 
     assert (found.stop_loss, found.take_profit, found.missing) == (D("0.4"), 1, D("0.6"))
+    assert found.excess == 0
+
+
+@pytest.mark.parametrize(
+    ("orders", "excess"),
+    [
+        ([("stop_loss", "0.6", "x"), ("stop_loss", "0.7", "y")], "0.3"),
+        ([("stop_loss", "1", "x"), ("take_profit", "1.5", "y")], "0.5"),
+        ([("stop_loss", "1", "x"), ("take_profit", "1", "y")], "0"),
+        ([("stop_loss", "5", None), ("stop_loss", "1", "x")], "0"),
+    ],
+    ids=["two stops", "a target", "one of the two is filled", "cut to what is held"],
+)
+def test_what_rests_at_the_exchange_for_more_than_is_held_is_excess(orders, excess):
+    made = [
+        order(str(number), kind, quantity=quantity, exchange_order_id=name)
+        for number, (kind, quantity, name) in enumerate(orders)
+    ]
+    assert lifecycle.protection(long(), made).excess == D(excess)

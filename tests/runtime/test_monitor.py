@@ -175,6 +175,57 @@ def test_take_profits_and_shorts(monitor, desk):
     assert [d.side for d in decisions] == ["buy", "sell"]
 
 
+@pytest.fixture
+def machines(database, desk, monitor):
+    """Two bots that watch the same positions, on machines whose clocks are ten minutes apart."""
+
+    def machine(minutes):
+        manager = PositionManager(database)
+        manager.tables.clock.machine = lambda: datetime.now(UTC) + timedelta(minutes=minutes)
+        manager.load_open_positions()
+        return PositionMonitor(manager, desk, desk.told.append)
+
+    return machine(-5), machine(5)
+
+
+def test_machines_whose_clocks_differ_are_not_told_the_same(machines, desk, database):
+    """Each took what the other had claimed for long ago, or for the future: both sold."""
+    here, there = machines
+    desk.prices["BTC-USD"] = D(54000)
+
+    assert symbols(here.cycle()) == [("BTC-USD", "stop_loss")]
+    assert there.cycle() == here.cycle() == []
+    aged = "UPDATE {schema}.orders SET triggered_at = triggered_at - interval '60 seconds'"
+    with database.transaction() as connection:
+        connection.execute(database.query(aged))
+    (again,) = there.cycle()
+    assert again.repeated
+    assert here.cycle() == []
+
+
+def test_a_close_that_was_sent_by_a_machine_whose_clock_differs_is_under_way(machines, desk):
+    here, there = machines
+    held = next(p for p in here.manager.get_all_positions() if p.symbol == "BTC-USD")
+    here.manager.record_order("market", "sell", "0.1", position_id=held.position_id)
+    desk.prices["BTC-USD"] = D(54000)
+
+    assert there.cycle() == []
+
+
+def test_while_the_database_is_away_its_clock_goes_on(machines, desk, database, database_away):
+    here, _ = machines
+    desk.prices["BTC-USD"] = D(54000)
+    with database_away():
+        (decision,) = here.cycle()
+        assert not decision.claimed
+        assert here.cycle() == []
+    assert here.cycle() == []
+    told = here.manager.orders[decision.order.order_id].triggered_at
+    with database.transaction() as connection:
+        ((there,),) = connection.execute("SELECT clock_timestamp()")
+    assert abs(there - told) < timedelta(minutes=1)
+
+
 def test_a_decision_comes_again_only_after_patience_and_says_so(monitor, desk, now):
     desk.prices["BTC-USD"] = D(53999)
     monitor.cycle()
@@ -651,6 +702,28 @@ def test_a_stop_that_rests_at_the_exchange_is_left_to_it(monitor, desk, fake_exc
     desk.prices["BTC-USD"] = D(1)
 
     assert monitor.cycle() == []  # both would sell it twice, as document 004 did
+
+
+def test_a_stop_for_more_than_is_held_is_told_before_it_is_filled(monitor, said):
+    """A part was closed by hand: that the stop sells the rest twice was said when it had."""
+    manager = monitor.manager
+    stop = order_of(monitor, "BTC-USD", "stop_loss")
+    manager.record_result(stop.order_id, "open", exchange_order_id="x-1")
+    monitor.cycle()
+    assert monitor.problems == {}
+    manager.reduce_position(stop.position_id, "0.04", 61000)
+
+    monitor.cycle()
+    monitor.cycle()
+    assert monitor.problems == {
+        "too much": "at the exchange for more than is held, by 0.04 BTC-USD "
+        f"(position {stop.position_id})"
+    }
+    assert len(said("monitoring goes on without")) == 1
+    booked = manager.change_sl_tp(stop.position_id, stop_loss=54000, take_profit=66000)
+    assert [order.order_id for order in booked.to_cancel] == [stop.order_id]
+    monitor.cycle()
+    assert monitor.problems == {}
 
 
 def test_a_target_that_only_we_know_names_the_stop_to_cancel_first(monitor, desk):

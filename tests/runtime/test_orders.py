@@ -21,6 +21,7 @@ from statestore import KillSwitch, StateStore
 from statestore.backends.database import Database
 from statestore.backends.positions import PositionTables
 from statestore.errors import (
+    AlreadyRecorded,
     BackendError,
     BackendUnavailable,
     IllegalMove,
@@ -541,7 +542,7 @@ def test_the_same_order_is_recorded_once(bot):
     position_id = held(bot, "SOL/USDT").position_id
     bot.reduce_position(position_id, "0.1", 200, order_id="t-1")
 
-    with pytest.raises(BackendError, match="orders_pkey"):
+    with pytest.raises(AlreadyRecorded, match="recorded already"):
         bot.reduce_position(position_id, "0.1", 200, order_id="t-1")
     assert held(bot, "SOL/USDT").quantity == D("0.084")
 
@@ -935,3 +936,67 @@ def test_somebody_who_sits_on_a_row_is_not_waited_for_without_an_end(
                 manager.apply_report(stop.order_id, report(stop))
     assert manager.apply_report(stop.order_id, report(stop)).position.status == "CLOSED"
     hasty.close()
+
+
+# Saying it again
+
+
+@pytest.fixture
+def behind(postgres, schema_name, now):
+    """A manager behind a proxy, and what cuts its next COMMIT before or after it is carried out."""
+    proxy = Proxy(postgres.port)
+    proxy.run()
+    url = f"postgresql://bot@127.0.0.1:{proxy.port}/postgres"
+    manager = PositionManager(Database(url, schema=schema_name), now=now)
+
+    def cut(how):
+        def judge(data):
+            if b"COMMIT\0" not in data:
+                return PASS
+            proxy.judge = lambda _data: PASS
+            return how
+
+        proxy.judge = judge
+
+    yield manager, cut
+    manager.close()
+    proxy.close()
+
+
+@pytest.mark.parametrize("part", ["0.4", "1"])
+@pytest.mark.parametrize(("how", "booked"), [(BEFORE, False), (UNANSWERED, True)])
+def test_a_close_that_is_repeated_with_its_client_order_id_is_booked_once(
+    manager, restart, behind, how, booked, part
+):
+    """The connection broke during COMMIT: the second call sold it again, in the rows."""
+    bot, cut = behind
+    position_id = manager.open_position("BTC-USD", "long", 1, 100).position.position_id
+    bot.load_open_positions()
+
+    cut(how)
+    with pytest.raises(BackendUnavailable) as lost:
+        bot.reduce_position(position_id, part, 110, order_id="mine")
+    assert lost.value.uncertain
+    again = [lambda: bot.reduce_position(position_id, part, 110, order_id="mine")]
+    if not booked:
+        assert again.pop()().quantity == D(part)
+    # Also where the process that asks has learned that the position is closed.
+    again.append(lambda: restart().reduce_position(position_id, part, 110, order_id="mine"))
+    for call in again:
+        with pytest.raises(AlreadyRecorded, match="mine is recorded already: market to") as there:
+            call()
+        assert there.value.order_id == "mine"
+
+    ((after,), orders) = manager.tables.load(held_only=False)
+    assert (after.quantity, after.realized_pnl) == (1 - D(part), 10 * D(part))
+    assert [order.order_id for order in orders] == ["mine"]
+
+
+def test_an_opening_order_that_is_repeated_says_that_it_is_there(manager, restart):
+    order = {"symbol": "BTC-USD", "order_id": "mine"}
+    manager.record_order("limit", "buy", "0.1", price=60000, **order)
+    with pytest.raises(AlreadyRecorded, match=r"limit to buy 0\.1 BTC-USD \(status pending"):
+        restart().record_order("limit", "buy", "0.1", price=60000, **order)
+    with pytest.raises(UsageError, match="needs the symbol"):
+        manager.record_order("limit", "buy", "0.1", price=60000, order_id="other")
+    assert len(restart().orders) == 1
