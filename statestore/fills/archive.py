@@ -71,6 +71,7 @@ class Archive:
         assets: by name, those that were filled in the window, as a rebuild has them in scope.
         rejected, duplicates, skipped, skipped_products: of the whole file, see `Normalised`.
         read_again: assets that were replayed from a second reading.
+        moved: the assets, and those that only paid for something: all but cash.
     """
 
     assets: Mapping[str, Replayed]
@@ -79,6 +80,7 @@ class Archive:
     skipped: Mapping[str, int] = field(default_factory=dict)
     skipped_products: tuple[str, ...] = ()
     read_again: tuple[str, ...] = ()
+    moved: frozenset[str] = frozenset()
 
 
 # The whole file, or some of it, at once: what defines the figures
@@ -101,7 +103,14 @@ def replay_fills(read: Normalised, rules: Rules, only: Collection[str] | None = 
             movements[-1].fill.time,
             any(movement.fill.kind is not FillKind.FILL for movement in movements),
         )
-    return Archive(assets, read.rejected, read.duplicates, read.skipped, read.skipped_products)
+    return Archive(
+        assets,
+        read.rejected,
+        read.duplicates,
+        read.skipped,
+        read.skipped_products,
+        moved=frozenset(names | {fill.quote for fill in fills} - CASH),
+    )
 
 
 def _rows_of(path: Path, assets: Collection[str]) -> Batch:
@@ -199,6 +208,7 @@ def _finished(path: Path, rules: Rules, fold: Fold, shared: Collection[int]) -> 
         {category: len(rows) for category, rows in fold.skipped.items()},
         tuple(sorted(fold.skipped_products - {""})),
         tuple(sorted(again & assets.keys())),
+        frozenset(fold.accounts),
     )
 
 

@@ -6,7 +6,9 @@ archive together. A partition of one file of lines is read a block at a time; el
 
 What is promised: the figures are those of `statestore.fills.archive` on the same fills. A fill of
 ETH-BTC moves two assets, so in a partition by asset it would be half of the truth: such a partition
-is refused, and the archive has to be partitioned by account alone.
+is refused, and the archive has to be partitioned by account alone. Nothing in a folder is passed
+over: what is no file of fills, or cannot be looked into, is an error. But names that begin with "_"
+or "." are no data by the custom of lakes (``_SUCCESS``, ``_temporary/``).
 
 Parquet needs the extra ``parquet`` (pyarrow), imported when it is used. Exact numbers are texts or
 decimals there, instants are texts or timestamps with a zone; null is absent.
@@ -14,14 +16,14 @@ decimals there, instants are texts or timestamps with a zone; null is absent.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
-from statestore.amounts import text
 from statestore.errors import RecordedFileError, UsageError
 from statestore.fills.archive import Archive, replay_archive, replay_fills
 from statestore.fills.folding import Rules
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PARQUET = ".parquet"
+_NO_DATA = ("_", ".")
 _NUMBERS = ("price", "size", "commission")
+_WIDEST = Context(prec=76)  # of Parquet's decimals
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", _PARQUET)
 
 
@@ -55,8 +59,9 @@ def partitions_of(paths: Iterable[Path]) -> tuple[Partition, ...]:
     """Return the partitions below folders, and of files, by account and asset.
 
     Raises:
-        UsageError: a file whose path names no account, no file at all, or an account that is
-            partitioned by asset in one place and not in another.
+        UsageError: a file whose path names no account, no file at all, one that is none of fills,
+            or an account that is partitioned by asset in one place and not in another.
+        RecordedFileError: a folder cannot be listed.
     """
     found: dict[tuple[str, str], list[Path]] = {}
     # Folders may overlap; a file counts once.
@@ -81,8 +86,26 @@ def partitions_of(paths: Iterable[Path]) -> tuple[Partition, ...]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = (file for file in path.rglob("*") if file.is_file() and file.suffix in _SUFFIXES)
-    return sorted(file for file in files if not file.name.startswith(("_", ".")))
+    files = []
+    try:
+        for folder, folders, names in os.walk(path, onerror=_unlisted):
+            folders[:] = [name for name in folders if not name.startswith(_NO_DATA)]
+            files += [Path(folder, name) for name in names if not name.startswith(_NO_DATA)]
+            # A link to a folder is not followed, it might lead back; so it is refused below.
+            files += [one for name in folders if (one := Path(folder, name)).is_symlink()]
+    except OSError as error:
+        raise RecordedFileError(f"cannot list {error.filename}: {error.strerror}") from error
+    for file in files:
+        if file.suffix not in _SUFFIXES or not file.is_file():
+            raise UsageError(
+                f"{file} is no file of fills ({', '.join(_SUFFIXES)}), and would be left out; "
+                "unpack it, or move it elsewhere"
+            )
+    return sorted(files)
+
+
+def _unlisted(error: OSError) -> NoReturn:
+    raise error
 
 
 def replay_partition(partition: Partition, rules: Rules) -> Archive:
@@ -99,7 +122,7 @@ def replay_partition(partition: Partition, rules: Rules) -> Archive:
         archive = replay_fills(normalise([_read(file) for file in partition.files]), rules)
     else:
         archive = replay_archive(first, rules)
-    others = sorted(archive.assets.keys() - {partition.asset})
+    others = sorted(archive.moved - {partition.asset})
     if partition.asset and others:
         raise RecordedFileError(
             f"{first.parent}: its fills move {', '.join(others)} as well as {partition.asset}; "
@@ -125,9 +148,9 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
         ) from error
     try:
         table = parquet.read_table(file, partitioning=None)
-    except (OSError, pyarrow.ArrowException) as error:
+        columns = {name: list(_column(file, name, table[name])) for name in table.column_names}
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # a year that is none, say
         raise RecordedFileError(f"cannot read {file} as Parquet: {error}") from error
-    columns = {name: list(_column(file, name, table[name])) for name in table.column_names}
     for values in zip(*columns.values(), strict=True):
         yield {n: v for n, v in zip(columns, values, strict=True) if v is not None}
 
@@ -148,4 +171,5 @@ def _column(file: Path, name: str, column: pyarrow.ChunkedArray) -> Iterator[Any
         yield from (None if v is None else format_instant(v) for v in nanoseconds.to_pylist())
         return
     for value in column.to_pylist():
-        yield text(value) if isinstance(value, Decimal) else value
+        # Never rounded here, whatever its scale.
+        yield format(value.normalize(_WIDEST), "f") if isinstance(value, Decimal) else value

@@ -1,13 +1,15 @@
 """Where work is done: threads, processes, a Dask cluster, or any executor that a function gives.
 
 A process that dies takes one piece of work with it, and nothing else: each has a pool of its own,
-since the pool of the standard library gives up all of its work when one of its processes dies.
+since the pool of the standard library gives up all of its work when one of its processes dies. Nor
+does any outlive the process that started it, however that one ends.
 """
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -66,7 +68,7 @@ class Processes(ThreadPoolExecutor):
         if pool is None:
             # Not forked: this process has threads.
             pool = self._own.pool = ProcessPoolExecutor(
-                1, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts
+                1, mp_context=multiprocessing.get_context("spawn"), initializer=_serve
             )
             self._pools.append(pool)
         return pool
@@ -77,9 +79,23 @@ class Processes(ThreadPoolExecutor):
             pool.shutdown(wait)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process: this one ends what it is at, the first one begins no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve() -> None:
+    """Leave it to the first process when to end, and end with it.
+
+    Ctrl-C, and what a service manager sends, reaches every process: this one ends what it is at,
+    the first one begins no more.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """The pool of the standard library would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

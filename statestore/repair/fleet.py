@@ -4,7 +4,8 @@ What is promised:
 
 * What goes to a worker (a `Piece` of work) and what comes back (`Result`) are plain values that can
   be pickled, so any `concurrent.futures.Executor` will do.
-* One account's error is that account's result. That holds for a bug and for a worker that dies.
+* One account's error is that account's result. That holds for a bug, for a worker that dies, for
+  one of another version, which does nothing, and for an executor that loses or mixes up answers.
 * The summary does not depend on the executor, nor on the order in which accounts end.
 
 What is not: a worker that was killed in the middle of an apply has said nothing. The state is whole
@@ -22,11 +23,12 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from statestore import __version__
 from statestore.errors import StateStoreError
 
 
@@ -118,9 +120,20 @@ def failure_of(error: Exception) -> Failure:
     )
 
 
-def run(piece: Piece) -> list[Result]:
-    """Do a piece of work; what is handed to an executor."""
-    return piece.run()
+def run(piece: Piece, version: str = __version__) -> list[Result]:
+    """Do a piece of work; what is handed to an executor.
+
+    Args:
+        version: of whoever handed it over. Another one may count otherwise, so it does nothing.
+    """
+    if version == __version__:
+        return piece.run()
+    failure = Failure(
+        "UsageError",
+        f"its worker has statestore {__version__}, this is {version}: nothing was done; install "
+        "the same version there and run it again",
+    )
+    return [replace(one, failure=failure) for one in piece.unanswered("", "")]
 
 
 # Over many workers ----------------------------------------------------------------------------
@@ -154,7 +167,7 @@ def run_all(
     def hand_over() -> None:
         while len(running) < at_once and (work := next(waiting, None)) is not None:
             try:
-                future = executor.submit(run, work)
+                future = executor.submit(run, work, __version__)
             except Exception as error:  # noqa: BLE001 - an executor that broke takes no more
                 take(_lost(work, error))
                 continue
@@ -187,27 +200,41 @@ def _next(ended: SimpleQueue[Future[list[Result]] | None]) -> Future[list[Result
 
 @contextmanager
 def _told_of_interrupts(tell: Callable[[], None]) -> Iterator[None]:
-    """Pass on the first Ctrl-C, so that it comes between two steps; the second one is as usual."""
+    """Pass on the first Ctrl-C, or request to end, so that it comes between two steps; the second
+    one is as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupted(*_: object) -> None:
-        signal.signal(signal.SIGINT, former)
+        restore()
         tell()
 
-    former = signal.signal(signal.SIGINT, interrupted)
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    former = {
+        number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        restore()
 
 
 def _results(future: Future[list[Result]], work: Piece) -> list[Result]:
     if future.cancelled():
         return _interrupted(work)
     error = future.exception()  # asked for, not raised: a SystemExit there must not end this run
-    return future.result() if error is None else _lost(work, error)
+    if error is not None:
+        return _lost(work, error)
+    found: object = future.result()
+    mixed_up = work.unanswered("NoAnswer", "no answer: what came back from its worker is none")
+    names = [one.account for one in mixed_up]
+    if isinstance(found, list) and [getattr(one, "account", None) for one in found] == names:
+        return found
+    return mixed_up
 
 
 def _interrupted(work: Piece) -> list[Result]:

@@ -18,7 +18,8 @@
 What is promised: a mistake is an error that names account and setting, before anything is read or
 written; paths are relative to the file; nothing but the file decides (no ``statestore.toml``, no
 ``STATE_FILE``, no ``COINBASE_API_KEY``), so that an account is the same on every machine; no two
-accounts write to one state or one set of backups; no key is in the file, and what looks like one is
+accounts write to one state or one set of backups, and no file is two things (an audit file that is
+a kill switch would be engaged for ever); no key is in the file, and what looks like one is
 not printed.
 """
 
@@ -27,7 +28,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
@@ -36,7 +38,8 @@ from typing import Any
 from statestore.amounts import parse_amount
 from statestore.config import KeyNames, Settings, files_of_state, places
 from statestore.disk.backups import Retention
-from statestore.errors import ConfigError
+from statestore.errors import ConfigError, UsageError
+from statestore.fills.sources.http import require_host
 from statestore.fills.sources.pace import DEFAULT_RATE, HIGHEST_RATE
 from statestore.fills.sources.registry import DEFAULT
 from statestore.model import Method
@@ -51,7 +54,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}", re.ASCII)
 
 _LONGEST_TEXT = 4_000
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 26  # of 10^5 accounts
 
 
 def load_fleet(path: Path) -> tuple[Account, ...]:
@@ -68,6 +71,7 @@ def load_fleet(path: Path) -> tuple[Account, ...]:
     if not isinstance(defaults, dict) or not isinstance(accounts, dict) or not accounts:
         raise ConfigError(f"{path} has no accounts; expected tables as [accounts.alice]")
     _Settings(path, "[defaults]", defaults).refuse_unknown()
+    _refuse_like_names(path, accounts)
     found = tuple(_account(path, name, values, defaults) for name, values in accounts.items())
     _refuse_sharing(path, found)
     return found
@@ -75,12 +79,14 @@ def load_fleet(path: Path) -> tuple[Account, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
             raise ConfigError(f"{path} is larger than a fleet file can be; make several of it")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of a number's digits, say, as well
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
@@ -132,7 +138,7 @@ def _origin(given: _Settings) -> Origin:
         source=given.text("source"),
         fills=given.path("fills"),
         balances=given.path("balances"),
-        base_url=given.text("base_url") or None,
+        base_url=given.host("base_url"),
         key_file=given.path("key_file"),
         key_names=KeyNames(*names) if names[0] and names[1] else None,
         products=given.texts("products"),
@@ -182,10 +188,11 @@ def _group(given: _Settings, origin: Origin) -> str:
         return f"group {named}"
     if origin.fills:
         return ""
+    exchange = f"{origin.source or DEFAULT} {origin.base_url}"
     if origin.key_file is not None:
-        return f"{origin.source} {origin.base_url} file {os.path.realpath(origin.key_file)}"
+        return f"{exchange} file {os.path.realpath(origin.key_file)}"
     if origin.key_names is not None:
-        return f"{origin.source} {origin.base_url} variable {origin.key_names.api_key}"
+        return f"{exchange} variable {origin.key_names.api_key}"
     return ""
 
 
@@ -231,8 +238,20 @@ class _Settings:
         value = self.text(name)
         if "://" in value:
             raise self.wrong(name, "a path is expected; of states, a fleet takes files only")
-        # Whole, since a worker is at home elsewhere.
-        return self._path.parent.absolute() / Path(value).expanduser() if value else None
+        try:
+            # Whole, since a worker is at home elsewhere.
+            return self._path.parent.absolute() / Path(value).expanduser() if value else None
+        except RuntimeError as error:
+            raise self.wrong(name, "there is no such user's home; write the whole path") from error
+
+    def host(self, name: str) -> str | None:
+        value = self.text(name)
+        try:
+            if value:
+                require_host(value)
+        except UsageError:  # its message quotes the value
+            raise self.wrong(name, "host or host:port is expected, without https://") from None
+        return value or None
 
     def variable(self, name: str) -> str:
         value = self.text(name)
@@ -276,7 +295,9 @@ class _Settings:
 
     def texts(self, name: str) -> frozenset[str]:
         value = self._values.get(name, [])
-        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        if not isinstance(value, list) or not all(
+            isinstance(one, str) and one and one.isprintable() for one in value
+        ):
             raise self.wrong(name, 'a list of texts is expected, as ["BTC-USD"]')
         return frozenset(one.upper() for one in value)
 
@@ -315,32 +336,46 @@ class _Settings:
         return amount
 
 
+def _refuse_like_names(path: Path, names: Iterable[str]) -> None:
+    """A name is part of a file's name, and not every file system tells cases apart."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(name.lower(), name)
+        if other != name:
+            raise ConfigError(
+                f"{path}: accounts {other} and {name} differ in case only; rename one"
+            )
+
+
 def _refuse_sharing(path: Path, accounts: Iterable[Account]) -> None:
-    """Two accounts of one state would repair it twice; of one set of backups, mix them up."""
-    owners: dict[tuple[str, str], str] = {}
-    states: dict[str, str] = {}
-    accounts = tuple(accounts)
+    """Two accounts of one state would repair it twice; of one set of backups, mix them up.
+
+    All else may be shared, but as one thing only.
+    """
+    taken: dict[str, tuple[str, str]] = {}
     for account in accounts:
-        where = account.where
-        assert isinstance(where.state, Path)  # a table gives nothing else
-        state = os.path.realpath(where.state)
-        mine = (
-            ("state", state),
-            ("backup_dir", f"{os.path.realpath(where.backup_dir)} {where.state.name}"),
-        )
-        for what in mine:
-            other = owners.setdefault(what, account.name)
-            if other != account.name:
+        for what, place, own in _taken_by(account):
+            other, owner = taken.setdefault(place, (what, account.name))
+            if other != what or (own and owner != account.name):
                 raise ConfigError(
-                    f"{path}: account {account.name}: {what[0]}: it is that of account {other}, "
-                    "and of states of one name; each account needs its own"
+                    f"{path}: account {account.name}: {what}: it is the {other} of account "
+                    f"{owner}, or one of the files that go with it; name another place"
                 )
-        states |= dict.fromkeys(map(str, files_of_state(where.state)), account.name)
-    for account in accounts:
-        for name in ("kill_switch", "backup_dir", "audit_file", "ledger"):
-            owner = states.get(os.path.realpath(getattr(account.where, name)))
-            if owner is not None:
-                raise ConfigError(
-                    f"{path}: account {account.name}: {name}: it is the state of account {owner}, "
-                    "or one of the files beside it"
-                )
+
+
+def _taken_by(account: Account) -> Iterator[tuple[str, str, bool]]:
+    """What an account uses: as what, where, and whether it has to be its own."""
+    where = account.where
+    assert isinstance(where.state, Path)  # a table gives nothing else
+    for path in files_of_state(where.state):
+        yield "state", str(path), True
+    with suppress(OSError):  # by a hard link, a bind mount, or in another case
+        found = where.state.stat()
+        yield "state", f"inode {found.st_dev} {found.st_ino}", True
+    backups = os.path.realpath(where.backup_dir)
+    yield "backup_dir", f"{where.state.name} in {backups}", True
+    shared = {name: getattr(where, name) for name in ("kill_switch", "audit_file", "ledger")}
+    shared |= {name: getattr(account.origin, name) for name in ("key_file", "fills", "balances")}
+    for name, place in (*shared.items(), ("backup_dir", backups)):
+        if place is not None:
+            yield name, os.path.realpath(place), False

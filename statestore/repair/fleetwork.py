@@ -209,10 +209,12 @@ def _refuse_a_trading_bot(store: StateStore, kill_switch: KillSwitch) -> None:
 
 
 def _apply(store: StateStore, account: Account, proposal: Proposal, *, allow_live: bool) -> Applied:
+    kill_switch = store.kill_switch(account.where.kill_switch)
+    _refuse_a_trading_bot(store, kill_switch)  # again: it took minutes to read the fills
     applied = apply(
         store,
         proposal,
-        store.kill_switch(account.where.kill_switch),
+        kill_switch,
         AuditLog(account.where.audit_file),
         skip_unproven=account.skip_unproven,
         allow_live=allow_live,

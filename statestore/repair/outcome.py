@@ -42,11 +42,14 @@ def check_report(path: Path) -> None:
     """Find out before anything else what would keep the report from being written.
 
     Raises:
-        UsageError: jinja2 is missing, there is no such folder, or something else stands there.
+        UsageError: jinja2 is missing, there is no such folder, or none to write to, or something
+            else stands there.
     """
     require_jinja2()
     if not path.parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--report {path}: {path.parent} cannot be written to; name another one")
     if not os.path.lexists(path):
         return
     try:

@@ -86,7 +86,8 @@ def test_a_cross_pair_has_no_place_in_a_partition_by_asset(tmp_path: Path, state
     [
         (["fills.jsonl"], "does not say whose fills these are"),
         (["account=a/asset=BTC/f.jsonl", "account=a/f.jsonl"], "fills by asset and fills beside"),
-        (["account=a/notes.txt"], "there is no file of fills"),
+        (["account=a/_SUCCESS"], "there is no file of fills"),
+        (["account=a/f.jsonl", "account=a/notes.txt"], "notes.txt is no file of fills"),
     ],
 )
 def test_a_layout_that_is_not_understood_is_a_usage_error(

@@ -280,7 +280,7 @@ ONE = '[accounts.alice]\nstate = "s.json"\nkey_file = "k.json"\n'
         (
             '[defaults]\nbackup_dir = "b"\nstate = "{account}/s.json"\nkey_file = "k/{account}"\n'
             "[accounts.alice]\n[accounts.bob]",
-            "account bob: backup_dir: it is that of account alice",
+            "account bob: backup_dir: it is the backup_dir of account alice",
         ),
     ],
 )
