@@ -360,6 +360,9 @@ def own_users(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
         "http://bot:s3cret@host:8086",
         "bot:s3cret@host",
         "http://h/?t=s3cret",
+        "http://[s3cret",
+        "http://h:s3cret",
+        "http://h\ns3cret",
     ],
 )
 def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
