@@ -428,7 +428,7 @@ class TradingSession:
         with self._lock:
             # What a save of ours changes meanwhile is not somebody else's; and if somebody else
             # was first, that save finds out.
-            if self._in_flight:
+            if self._in_flight or (self._saver is not None and self._saver.busy):
                 return False
             if self.store.changed():
                 return self._reload()
@@ -551,11 +551,14 @@ class TradingSession:
             raise UsageError("to save asynchronously, use the session in an `async with` block")
         if self.mode == "DRY_RUN":
             return False
-        save = self._begin(kind, reason)
-        self._in_flight += 1
+        with self._lock:
+            save = self._begin(kind, reason)
+            self._in_flight += 1
         try:
-            self._compose()
-            meta = await asyncio.wrap_future(self._saver.save(save.state, reason=reason))
+            with self._lock:
+                self._compose()
+                future = self._saver.save(save.state, reason=reason)
+            meta = await asyncio.wrap_future(future)
         except Exception as error:  # noqa: BLE001  # as above
             self._failed(save, error)
             return False
@@ -563,7 +566,8 @@ class TradingSession:
             self._books.owe(save)  # it was cancelled: carried out perhaps, told to nobody
             raise
         finally:
-            self._in_flight -= 1
+            with self._lock:
+                self._in_flight -= 1
         self._saved(save, meta)
         return True
 
