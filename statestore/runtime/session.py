@@ -148,6 +148,7 @@ class TradingSession:
         self._numbers: Numbers = numbers
         self._clock = clock
         self._on_save_error = on_save_error
+        self._telling: int | None = None  # the thread that calls it
         self._signals = signals
         self._bootstrap = None if mode == "DRY_RUN" else bootstrap
         self.mirror = None if mode == "DRY_RUN" else mirror
@@ -619,11 +620,15 @@ class TradingSession:
                 conflict = isinstance(error, RevisionConflict)
                 if not (conflict and self._reload(lost=save.reason)):
                     self._books.owe(save)
-        if self._on_save_error is not None:
+        # A save of its own that fails is owed as any, and not told it in turn, without an end.
+        if self._on_save_error is not None and self._telling != threading.get_ident():
+            self._telling = threading.get_ident()
             try:
                 self._on_save_error(error)
             except Exception:
                 logger.exception("on_save_error raised", extra=fields)
+            finally:
+                self._telling = None
 
     # What others did
 

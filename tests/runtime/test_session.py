@@ -335,6 +335,27 @@ def test_a_hook_that_raises_is_logged_and_stops_nothing(state_store, monkeypatch
     assert "on_save_error raised" in said()
 
 
+def test_a_hook_that_saves_although_that_just_failed_is_told_once(
+    state_store, monkeypatch, on_disk
+):
+    told = []
+
+    def insists(error):
+        told.append(error)
+        assert session.save("insisting") is False
+
+    with TradingSession(state_store, on_save_error=insists) as session:
+        session.state["n"] = 1
+        with a_full_disk(monkeypatch):
+            assert session.on_trade() is False
+            assert session.on_trade() is False
+        assert len(told) == 2
+        assert session.health()["unsaved"] == {"trade": 2, "manual": 2}
+        session.tick()
+        assert session.health()["unsaved"] == {}
+    assert on_disk()["n"] == 1
+
+
 def test_a_value_that_no_file_can_hold_is_a_failed_save_that_names_it(state_store):
     with TradingSession(state_store) as session:
         session.state["positions"]["BTC-USD"] = {"entry_price": float("nan")}
