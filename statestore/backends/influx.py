@@ -489,10 +489,10 @@ def _is_address(url: str) -> bool:
     """Return whether it is that of a server, and nothing besides: no credentials, no query."""
     try:
         told = urlsplit(url)
-        port = told.port
+        told.port  # noqa: B018  # raises where it is no number
     except ValueError:
         return False
-    known = told.scheme in ("http", "https") and bool(told.hostname) and port != 0
+    known = told.scheme in ("http", "https") and bool(told.hostname)
     return known and url.isprintable() and not (told.query or told.fragment or "@" in url)
 
 

@@ -124,6 +124,7 @@ def test_only_204_is_an_acknowledgement(
     [
         b"<html>please log in</html>",
         b"[]",
+        b"half a\rline",
         b"\xff\xfe",
         b'{"results":[{"series":[{"columns":["time","x"],"values":[[1,2]]}]}]}',
         b"#datatype,string,long\r\n#group,false,false\r\n#default,_result,\r\n,result,x\r\n,,1\r\n",
@@ -202,6 +203,15 @@ def test_what_is_too_large_or_malformed_is_the_contents_fault_only_when_written(
         with pytest.raises(BackendError) as caught:
             server.influx(version).newest("bot")
         assert not isinstance(caught.value, ContentRefused)
+
+
+def test_a_certificate_that_is_none_is_a_connection_that_failed(server: Answering) -> None:
+    database = server.influx("v2.7.6")
+    database.url = server.url.replace("http:", "https:")
+    database._api = module._Version2(database)  # it was reached before
+
+    with pytest.raises(BackendUnavailable, match="cannot be reached"):
+        database.newest("bot")
 
 
 @pytest.mark.parametrize("token", ["t0ken\n", "t0\x00ken", "t0ken\u200b"])

@@ -602,6 +602,21 @@ def test_of_two_states_of_one_revision_the_file_counts_and_it_is_said(
     assert fork.newest().document() == other.path.read_bytes()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("damage", [b"torn", b'{"positions": {}}'])
+def test_what_nothing_vouches_for_is_not_brought_to_the_mirror(
+    store: StateStore, mirror: Mirror, damage: bytes
+) -> None:
+    store.save({"n": 1})
+    store.save({"n": 2})
+    store.path.write_bytes(damage)
+    assert mirror.take_over(StateStore(store.path, on_mismatch="warn")) is None
+    settle(mirror)
+
+    assert mirror.newest() is None
+    assert mirror.status()["revision"] is None
+    assert mirror.degraded is None
+
+
 def test_where_there_is_no_file_the_mirror_is_restored(
     store: StateStore, mirror_of: Callable[..., Mirror], influx: InfluxServer, tmp_path: Path
 ) -> None:
