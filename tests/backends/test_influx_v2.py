@@ -61,6 +61,21 @@ def test_a_save_is_exact_lines_and_the_one_it_is_found_by_comes_alone(
     ]
 
 
+def test_no_request_is_empty_and_none_larger_than_a_proxy_takes(
+    server: Recorder, mirror: Mirror, state_store: StateStore
+) -> None:
+    save(state_store, mirror, n=1)
+    assert len(server.asked("/api/v2/write")) == 1
+    save(state_store, mirror, note='"' * 2_000_000)
+
+    sizes = [len(asked.body) for asked in server.asked("/api/v2/write")]
+    assert min(sizes) > 0
+    assert max(sizes) <= 1 << 20  # what nginx lets through unless told otherwise
+    held = mirror.newest()
+    assert held is not None
+    assert held.document() == state_store.path.read_bytes()
+
+
 def test_queries_have_no_horizon_and_no_text_can_leave_its_quotes(
     server: Recorder, mirror: Mirror, state_store: StateStore
 ) -> None:
