@@ -2,9 +2,11 @@
 
 What is promised: a write is done when the server said so; a failure is a `BackendError`, and one
 of the connection or of a server that is not up is a `BackendUnavailable`; a query that failed is no
-empty answer; queries reach back to 1970, without a horizon. The piece 0 of a document is written
-last, so a revision that is found was written whole. The token is in no message, log or ``repr``;
-no proxy and no ``.netrc`` is used, and no redirect is followed by a request of 1.x.
+empty answer; queries reach back to 1970, without a horizon. The piece 0 of a document is sent by
+itself, once all else is acknowledged: of a request that is refused in part, the rest is written,
+and a revision that is found is to be there whole. The token is in no message, log or ``repr``;
+no proxy and no ``.netrc`` is used, and no redirect is followed. An answer that does not end is one
+that did not come, however slowly its bytes do (`statestore.fills.sources.bounded`).
 
 What is written is in `statestore.backends.points`. One module, because what the two versions answer
 to the same five questions is best compared side by side.
@@ -12,6 +14,9 @@ to the same five questions is best compared side by side.
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -22,13 +27,16 @@ from urllib.parse import urlsplit
 
 from statestore.backends.mirrored import Held, Kind, Revision, Series
 from statestore.backends.points import MEASUREMENTS, STATES, lines, requests_of, tag, untag
+from statestore.disk import codec
 from statestore.errors import BackendError, BackendUnavailable, ConfigError, ContentRefused
+from statestore.fills.sources import bounded
 
 if TYPE_CHECKING:
     from influxdb_client.client.influxdb_client import InfluxDBClient
     from requests import Response
 
 _FOREVER = "2262-01-01T00:00:00Z"
+_MAX_BYTES = 4 * codec.MAX_BYTES  # of an answer: a document, with its quotes doubled
 _LONGEST_ANSWER = 200  # characters of what a server said that go into a message
 
 
@@ -91,13 +99,15 @@ class Influx:
             raise ConfigError(
                 "a mirror in InfluxDB needs its client: pip install 'statestore[influx]'"
             ) from error
-        told = urlsplit(url)
-        plain = not (told.query or told.fragment or "@" in url)
-        if told.scheme not in ("http", "https") or not told.hostname or not plain:
+        if not _is_address(url):
             # Not quoted: what is wrong with it may be a password.
             raise ConfigError(
                 "the URL of InfluxDB has to be as http://host:8086, without credentials; these "
                 "belong in TRADING_STATE_INFLUXDB_TOKEN (user:password for 1.x)"
+            )
+        if not (token or "").isprintable():
+            raise ConfigError(
+                "TRADING_STATE_INFLUXDB_TOKEN has a character that no token has, as a line break"
             )
         self.url = url.rstrip("/")
         self.bucket = bucket
@@ -129,7 +139,7 @@ class Influx:
             answer = self._get(checked)
         if answer.status_code not in (200, 204):
             raise self._refused(answer.status_code, answer.content, checked)
-        self._connected().names()
+        self.names()
         return Health(_version(answer) or "unknown", checked)
 
     def write(self, revision: Revision) -> None:
@@ -142,8 +152,10 @@ class Influx:
             BackendError: refused.
         """
         api = self._connected()
-        for body in requests_of(lines(revision)):
+        *most, visible = lines(revision)
+        for body in requests_of(most):
             api.write(body)
+        api.write(visible)
 
     def newest(self, name: str) -> Held | None:
         """Return the highest revision of a state; of two such, the one written later.
@@ -151,22 +163,24 @@ class Influx:
         Raises:
             BackendError: it could not be asked.
         """
-        api = self._connected()
-        found = api.newest_revision(tag(name))
-        if found is None:
-            return None
-        rows = api.documents(tag(name), *found)
-        latest = max(int(row["at"]) for row in rows if int(row["part"]) == 0)
-        pieces = {int(row["part"]): row for row in rows if int(row["at"]) == latest}
-        parts = [pieces.get(number) for number in range(int(pieces[0]["parts"]))]
-        return Held(
-            name=name,
-            revision=found[0],
-            sha256=str(pieces[0]["id"]),
-            instant=latest,
-            parts=tuple(None if part is None else str(part["payload"]).encode() for part in parts),
-            address=self.address,
-        )
+        with self._understood() as api:
+            found = api.newest_revision(tag(name))
+            if found is None:
+                return None
+            rows = api.documents(tag(name), *found)
+            latest = max(int(row["at"]) for row in rows if int(row["part"]) == 0)
+            pieces = {int(row["part"]): row for row in rows if int(row["at"]) == latest}
+            parts = [pieces.get(number) for number in range(int(pieces[0]["parts"]))]
+            return Held(
+                name=name,
+                revision=found[0],
+                sha256=str(pieces[0]["id"]),
+                instant=latest,
+                parts=tuple(
+                    None if part is None else str(part["payload"]).encode() for part in parts
+                ),
+                address=self.address,
+            )
 
     def series(self, name: str) -> dict[Series, bool]:
         """Return every position and pair that was ever written, and whether it is deleted.
@@ -174,12 +188,12 @@ class Influx:
         Raises:
             BackendError: it could not be asked.
         """
-        api = self._connected()
         found = {}
-        for kind, (_, key) in MEASUREMENTS.items():
-            for row in api.series(tag(name), kind):
-                series = Series(kind, untag(row[key]), untag(row.get("venue") or ""))
-                found[series] = bool(row["deleted"])
+        with self._understood() as api:
+            for kind, (_, key) in MEASUREMENTS.items():
+                for row in api.series(tag(name), kind):
+                    series = Series(kind, untag(row[key]), untag(row.get("venue") or ""))
+                    found[series] = bool(row["deleted"])
         return found
 
     def names(self) -> list[str]:
@@ -188,9 +202,25 @@ class Influx:
         Raises:
             BackendError: it could not be asked.
         """
-        return sorted(untag(name) for name in self._connected().names())
+        with self._understood() as api:
+            return sorted(untag(name) for name in api.names())
 
     # Talking
+
+    @contextmanager
+    def _understood(self) -> Iterator[_Api]:
+        """Give what asks, for a block; what is no answer to that is an error."""
+        api = self._connected()
+        try:
+            yield api
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise self._not_understood(error) from error
+
+    def _not_understood(self, error: Exception) -> BackendError:
+        return BackendError(
+            f"{self.address} answered what is not understood ({type(error).__name__}); is it an "
+            "InfluxDB? Check TRADING_STATE_INFLUXDB_URL"
+        )
 
     def _connected(self) -> _Api:
         if self._api is None:
@@ -209,24 +239,30 @@ class Influx:
         method: str,
         path: str,
         *,
-        auth: tuple[str, str] | None = None,
+        auth: tuple[bytes, bytes] | None = None,
         params: Mapping[str, str] | None = None,
         data: bytes | Mapping[str, str] | None = None,
     ) -> Response:
         import requests
+        from requests.auth import HTTPBasicAuth
 
         try:
             with requests.Session() as session:
                 session.trust_env = False
-                return session.request(
+                response = session.request(
                     method,
                     self.url + path,
-                    auth=auth,
+                    auth=HTTPBasicAuth(*auth) if auth else None,
                     params=params,
                     data=data,
                     timeout=self._timeout,
                     allow_redirects=False,
+                    stream=True,
                 )
+                bounded.read_whole(response, _MAX_BYTES)
+                return response
+        except bounded.TooMuch as error:
+            raise self._unreachable(error) from None
         except requests.RequestException as error:
             raise self._unreachable(error) from None
 
@@ -246,7 +282,7 @@ class Influx:
 
     def _refused(self, status: int, body: bytes | str | None, doing: str) -> BackendError:
         """Return what an answer that is no success means."""
-        said = self._without_token(_said(body))
+        said = self._without_token(_said(body))[:_LONGEST_ANSWER]
         what = f"{self.address} answered {status} to {doing}{': ' + said if said else ''}"
         if status == 429 or status >= 500:
             return BackendUnavailable(f"{what}; it is not up, or has too much to do")
@@ -257,12 +293,15 @@ class Influx:
         }.get(status, "")
         if doing in ("/ping", "/health"):
             advice = "check TRADING_STATE_INFLUXDB_URL"
-        if status in (400, 413, 422):
+        # Of a question it says nothing about what is to be written.
+        if status in (400, 413, 422) and doing.endswith("/write"):
             return ContentRefused(what)
         return BackendError(f"{what}{'; ' + advice if advice else ''}")
 
     def _without_token(self, text: str) -> str:
-        for secret in filter(None, [self._token, *(self._token or "").split(":")[1:]]):
+        token = self._token or ""
+        basic = base64.b64encode(token.encode()).decode()
+        for secret in filter(None, [token, basic, token.partition(":")[2]]):
             text = text.replace(secret, "***")
         return " ".join(text.split())
 
@@ -273,7 +312,7 @@ class _Version1:
     def __init__(self, server: Influx) -> None:
         self._server = server
         user, colon, password = (server._token or "").partition(":")
-        self._auth = (user, password) if colon else None
+        self._auth = (user.encode(), password.encode()) if colon else None
 
     def write(self, lines: bytes) -> None:
         params = {"db": self._server.bucket, "precision": "ns"}
@@ -321,21 +360,16 @@ class _Version1:
         )
         if answer.status_code != 200:
             raise self._server._refused(answer.status_code, answer.content, "/query")
-        try:
-            result = json.loads(answer.content)["results"][0]
-            # A query that failed is answered with 200.
-            if "error" in result:
-                lost = "database not found" in result["error"]
-                raise self._server._refused(404 if lost else 400, result["error"], "/query")
-            return [
-                dict(zip(series["columns"], values, strict=True)) | series.get("tags", {})
-                for series in result.get("series", [])
-                for values in series["values"]
-            ]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise BackendError(
-                f"{self._server.address} answered what is not understood: {type(error).__name__}"
-            ) from error
+        result = json.loads(answer.content)["results"][0]
+        # A query that failed is answered with 200.
+        if "error" in result:
+            lost = "database not found" in result["error"]
+            raise self._server._refused(404 if lost else 400, result["error"], "/query")
+        return [
+            dict(zip(series["columns"], values, strict=True)) | series.get("tags", {})
+            for series in result.get("series", [])
+            for values in series["values"]
+        ]
 
 
 class _Version2:
@@ -343,12 +377,27 @@ class _Version2:
 
     def __init__(self, server: Influx) -> None:
         self._server = server
+        if not (server._token or "").isascii():
+            raise ConfigError(
+                "TRADING_STATE_INFLUXDB_TOKEN has a character that no token of InfluxDB 2 has"
+            )
 
     def write(self, lines: bytes) -> None:
-        from influxdb_client.client.write_api import SYNCHRONOUS
+        from influxdb_client.service.write_service import WriteService
 
-        with self._client("/api/v2/write") as client:
-            client.write_api(write_options=SYNCHRONOUS).write(self._server.bucket, record=lines)
+        doing = "/api/v2/write"
+        with self._client(doing) as client:
+            # `WriteApi` takes any 2xx for done: a partial write (201), and a proxy's page (200).
+            service = WriteService(client.api_client)  # type: ignore[no-untyped-call]
+            _, status, _ = service.post_write_with_http_info(  # type: ignore[no-untyped-call]
+                org=self._server._org,
+                bucket=self._server.bucket,
+                body=lines,
+                precision="ns",
+                content_type="text/plain; charset=utf-8",
+            )
+        if status != 204:
+            raise self._server._refused(status, None, doing)
 
     def newest_revision(self, name: str) -> tuple[int, int] | None:
         rows = self._rows(
@@ -394,15 +443,24 @@ class _Version2:
         )
 
     def _query(self, flux: str) -> list[Mapping[str, Any]]:
+        from influxdb_client.client.flux_csv_parser import FluxCsvParser, FluxSerializationMode
+
         with self._client("/api/v2/query") as client:
-            tables = client.query_api().query(flux)
-            return [record.values for table in tables for record in table.records]
+            answer = client.query_api().query_raw(flux)
+            body = bounded.read(answer, _MAX_BYTES)
+            parser = FluxCsvParser(io.BytesIO(body), FluxSerializationMode.tables)
+            with parser:
+                list(parser.generator())  # type: ignore[no-untyped-call]
+            return [record.values for table in parser.table_list() for record in table.records]
 
     @contextmanager
     def _client(self, doing: str) -> Iterator[InfluxDBClient]:
         import urllib3
         from influxdb_client.client.exceptions import InfluxDBError
-        from influxdb_client.client.flux_csv_parser import FluxQueryException
+        from influxdb_client.client.flux_csv_parser import (
+            FluxCsvParserException,
+            FluxQueryException,
+        )
         from influxdb_client.client.influxdb_client import InfluxDBClient
 
         server = self._server
@@ -416,11 +474,26 @@ class _Version2:
                 yield client
         except InfluxDBError as error:
             status = getattr(error.response, "status", 0) or 0
+            if not status:  # TLS
+                raise server._unreachable(error) from None
             raise server._refused(status, getattr(error, "body", None), doing) from None
         except FluxQueryException as error:
             raise server._refused(400, str(error), doing) from None
-        except urllib3.exceptions.HTTPError as error:
+        except (FluxCsvParserException, csv.Error, UnicodeDecodeError) as error:
+            raise server._not_understood(error) from error
+        except (urllib3.exceptions.HTTPError, bounded.TooMuch) as error:
             raise server._unreachable(error) from None
+
+
+def _is_address(url: str) -> bool:
+    """Return whether it is that of a server, and nothing besides: no credentials, no query."""
+    try:
+        told = urlsplit(url)
+        told.port  # noqa: B018  # raises where it is no number
+    except ValueError:
+        return False
+    known = told.scheme in ("http", "https") and bool(told.hostname)
+    return known and url.isprintable() and not (told.query or told.fragment or "@" in url)
 
 
 def _flux(text: str) -> str:
@@ -441,4 +514,4 @@ def _said(body: bytes | str | None) -> str:
         text = str(told.get("message") or told.get("error") or "")
     except (ValueError, AttributeError):
         text = "" if text.lstrip().startswith("<") else text
-    return text.strip()[:_LONGEST_ANSWER]
+    return text

@@ -388,6 +388,8 @@ class Mirror:
         gone = (self._known.keys() | self._open) - entries.keys()
         changes = [entry for key, entry in entries.items() if self._known.get(key) != entry]
         changes += [Change(series, series.key, "null", deleted=True) for series in gone]
+        # Until all of it is acknowledged, nobody knows which of the series it changed.
+        self._last = None
         self.database.write(Revision(self.name, *here, instant, data, tuple(changes)))
         self._known, self._open, self._last = entries, set(), (*here, instant)
 

@@ -17,7 +17,7 @@ Tags are what has a bounded number of values: states, keys that are held or were
 control characters, backslashes and ``%`` stand as ``%0A``.
 
 What is promised: no key can end a line or forge one, two keys never become one tag, and the piece 0
-of a document comes last, so a revision that is found was written whole. An entry too long for a
+of a document comes last: it is what a revision is found by. An entry too long for a
 field has a null payload; the document has it.
 """
 
@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statestore.backends.mirrored import Change, Kind, Revision
 
 PART_BYTES = 60_000  # InfluxDB documents 64 KB for a text; a long position's payload is null
-REQUEST_BYTES = 4_000_000
+REQUEST_BYTES = 1_000_000  # what a proxy lets through that nobody told otherwise
 
 MEASUREMENTS: dict[Kind, tuple[str, str]] = {
     "position": ("positions", "symbol"),
@@ -108,4 +108,5 @@ def requests_of(lines: Iterable[bytes]) -> Iterator[bytes]:
             body, size = [], 0
         body.append(line)
         size += len(line) + 1
-    yield b"\n".join(body)
+    if body:
+        yield b"\n".join(body)

@@ -23,6 +23,7 @@ from statestore.cli.options import (
 )
 from statestore.cli.output import note, print_json
 from statestore.config import load_settings, load_trading_state_settings, places
+from statestore.disk.contract import BeforeCommit
 from statestore.disk.history import differences, read_document
 from statestore.disk.store import StateMeta, StateStore
 from statestore.errors import (
@@ -41,11 +42,14 @@ class _FileIsNewer(RevisionConflict):
     """The mirror is older than the file, and restoring it would throw saves away."""
 
     def __init__(self, path: Place, held: Held, found: int) -> None:
+        lost = "the saves in between would be lost"
+        if found == held.revision:
+            lost = "another state: what the file has would be lost"
         StateError.__init__(
             self,
             path,
-            f"{path} is at revision {found}, and the mirror holds {held.revision}; the saves in "
-            "between would be lost: look with --dry-run, and pass --older if that is wanted",
+            f"{path} is at revision {found}, and the mirror holds {held.revision}; {lost}: look "
+            "with --dry-run, and pass --older if that is wanted",
         )
         self.loaded, self.found = held.revision, found
 
@@ -179,17 +183,30 @@ def restore(
     if dry_run:
         preview("restore", store, report, {**facts, "present_is_not_good": why or None})
         return
-    if before is not None and not why and not older and before.revision >= held.revision:
-        if before.identity == held.sha256:
-            note(f"Nothing to do: file and mirror are level at revision {held.revision}.")
-            print_json({"action": "restore", "dry_run": False, "path": str(store.path), **facts})
-            return
-        raise _FileIsNewer(store.path, held, before.revision)
+    level = before is not None and before.identity == held.sha256
+    if level and not why and not older:
+        note(f"Nothing to do: file and mirror are level at revision {held.revision}.")
+        print_json({"action": "restore", "dry_run": False, "path": str(store.path), **facts})
+        return
+
+    def require_older() -> None:
+        now, not_good = present(store.onlooker())
+        if now is not None and not not_good and not older and now.revision >= held.revision:
+            raise _FileIsNewer(store.path, held, now.revision)
+
+    def restored(check: BeforeCommit) -> StateMeta:
+        def before_commit() -> None:
+            require_older()  # a halted bot may save, as long as the question stands
+            check()
+
+        return restore_document(store, document, "restore", before_commit)
+
+    require_older()
     replace_state(
         "restore",
         store,
         where,
-        lambda check: restore_document(store, document, "restore", check),
+        restored,
         keep=retention(settings),
         allow_live=allow_live,
         ask="" if yes else f"Replace {store.path} by {called}?",

@@ -39,6 +39,7 @@ class Saver:
     """Made by `StateStore.saver`. Threads may share one."""
 
     _changed: threading.Condition
+    _preparing: bool
     _worker: threading.Thread | None
     _newest: Callable[[], StateMeta] | None
     _waiting: list[Future[StateMeta]]
@@ -55,14 +56,23 @@ class Saver:
 
         Raises:
             StateInvalid: a value cannot be saved as JSON; no future waits for it.
-            UsageError: the saver is closed.
+            UsageError: the saver is closed, or this is a signal handler that interrupted a call.
         """
         future: Future[StateMeta] = Future()
         # Encoded under the lock, so that of two calls the later one has the newer state.
         with self._changed:
             if self._closed:
                 raise UsageError("this saver is closed; ask the store for another one")
-            self._newest = self._prepare(state, reason)
+            if self._preparing:
+                raise UsageError(
+                    "a save inside a signal handler that interrupted a save; set a flag there, and "
+                    "save later"
+                )
+            self._preparing = True
+            try:
+                self._newest = self._prepare(state, reason)
+            finally:
+                self._preparing = False
             self._waiting.append(future)
             idle = self._worker is None
         if idle:
@@ -71,6 +81,12 @@ class Saver:
             except RuntimeError:  # no more threads, or the interpreter is about to exit
                 self._work()
         return future
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is on its way to the disk, also where nobody waits for it any more."""
+        with self._changed:
+            return self._worker is not None or self._newest is not None
 
     def close(self) -> None:
         """Wait until everything is saved that was asked for; doing so twice does no harm.
@@ -104,7 +120,8 @@ class Saver:
                 raise  # else the error that ended the block says more, and the futures the rest
 
     def _start_over(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()  # its lock lets a signal handler in: no deadlock
+        self._preparing = False
         self._worker = None
         self._newest = None
         self._waiting = []

@@ -2,6 +2,8 @@
 
 What is promised: a hook is due at once, then in its rhythm, and what was missed meanwhile is not
 made up for. What it raises is logged and in `Hooks.errors` until it is called again and does not.
+No hook is called before its former call has returned, whoever looks meanwhile, or gave up waiting
+for it: a turn that comes too early is left out, logged and in `Hooks.errors`.
 
 What is not: a thread or a timer. A hook is called when somebody looks, and as long as it takes; so
 hold no lock that others wait for while it runs.
@@ -10,8 +12,9 @@ hold no lock that others wait for while it runs.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from statestore.errors import StateStoreError
 
@@ -31,6 +34,7 @@ class Hook:
     seconds: float
     due: float
     error: str | None = None
+    _running: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
@@ -44,6 +48,16 @@ class Hook:
         return True
 
     def run(self) -> None:
+        if not self._running.acquire(blocking=False):
+            self.error = "it is due again, and the call before has not returned"
+            logger.error("hook failed", extra={"hook": self.name, "why": self.error})
+            return
+        try:
+            self._call()
+        finally:
+            self._running.release()
+
+    def _call(self) -> None:
         try:
             self.do()
         except Exception as error:  # whatever it is, there are positions to mind

@@ -17,6 +17,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_LONGEST_WAIT = 2_000_000  # seconds; poll(2) counts milliseconds in an int, and for ever is longer
+
 
 class StopFlag:
     """Whether to stop, and why.
@@ -69,7 +71,7 @@ class StopFlag:
             return self.asked_by is not None
         waiting = select.poll()
         waiting.register(self._read, select.POLLIN)
-        waiting.poll(max(0.0, seconds) * 1000)
+        waiting.poll(None if seconds > _LONGEST_WAIT else max(0.0, seconds) * 1000)
         return self.asked_by is not None
 
     def fileno(self) -> int:

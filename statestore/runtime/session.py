@@ -148,6 +148,7 @@ class TradingSession:
         self._numbers: Numbers = numbers
         self._clock = clock
         self._on_save_error = on_save_error
+        self._telling: int | None = None  # the thread that calls it
         self._signals = signals
         self._bootstrap = None if mode == "DRY_RUN" else bootstrap
         self.mirror = None if mode == "DRY_RUN" else mirror
@@ -428,7 +429,7 @@ class TradingSession:
         with self._lock:
             # What a save of ours changes meanwhile is not somebody else's; and if somebody else
             # was first, that save finds out.
-            if self._in_flight:
+            if self._in_flight or (self._saver is not None and self._saver.busy):
                 return False
             if self.store.changed():
                 return self._reload()
@@ -551,11 +552,14 @@ class TradingSession:
             raise UsageError("to save asynchronously, use the session in an `async with` block")
         if self.mode == "DRY_RUN":
             return False
-        save = self._begin(kind, reason)
-        self._in_flight += 1
+        with self._lock:
+            save = self._begin(kind, reason)
+            self._in_flight += 1
         try:
-            self._compose()
-            meta = await asyncio.wrap_future(self._saver.save(save.state, reason=reason))
+            with self._lock:
+                self._compose()
+                future = self._saver.save(save.state, reason=reason)
+            meta = await asyncio.wrap_future(future)
         except Exception as error:  # noqa: BLE001  # as above
             self._failed(save, error)
             return False
@@ -563,7 +567,8 @@ class TradingSession:
             self._books.owe(save)  # it was cancelled: carried out perhaps, told to nobody
             raise
         finally:
-            self._in_flight -= 1
+            with self._lock:
+                self._in_flight -= 1
         self._saved(save, meta)
         return True
 
@@ -615,11 +620,15 @@ class TradingSession:
                 conflict = isinstance(error, RevisionConflict)
                 if not (conflict and self._reload(lost=save.reason)):
                     self._books.owe(save)
-        if self._on_save_error is not None:
+        # A save of its own that fails is owed as any, and not told it in turn, without an end.
+        if self._on_save_error is not None and self._telling != threading.get_ident():
+            self._telling = threading.get_ident()
             try:
                 self._on_save_error(error)
             except Exception:
                 logger.exception("on_save_error raised", extra=fields)
+            finally:
+                self._telling = None
 
     # What others did
 

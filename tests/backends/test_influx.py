@@ -137,7 +137,7 @@ def test_every_key_and_payload_comes_back_as_it_went(
     assert {row["seq"] for row in rows} == {1}
 
 
-@pytest.mark.parametrize("size", [10, 59_999, 60_001, 200_000, 5_000_000])
+@pytest.mark.parametrize("size", [10, 59_999, 60_001, 200_000, 18_000_000])
 def test_a_document_of_any_size_comes_back_byte_for_byte(
     database: Influx, state_file: Path, size: int
 ) -> None:
@@ -203,6 +203,24 @@ def test_a_missing_piece_is_named(database: Influx, influx: InfluxServer, state_
 
     assert held is not None
     with pytest.raises(BackendError, match=r"revision 1 of .* of 4 parts there is no 2"):
+        held.document()
+
+
+def test_a_piece_of_another_state_of_the_same_revision_does_not_stand_in(
+    database: Influx, influx: InfluxServer, state_file: Path, tmp_path: Path
+) -> None:
+    first = sealed(state_file, {"note": "x" * 100_000})
+    other = sealed(tmp_path / "other.json", {"note": "y" * 100_000})
+    later = revision(1, other.document, sha256=other.sha256, name=first.name, instant=INSTANT + 9)
+    database.write(first)
+    database.write(later)
+    lost = f"part = '1' AND state = '{first.name}' AND time = {later.instant}"
+    influx.query(f"DELETE FROM trading_states WHERE {lost}")
+
+    held = database.newest(first.name)
+
+    assert held is not None
+    with pytest.raises(BackendError, match=r"of 2 parts there is no 1"):
         held.document()
 
 
@@ -360,6 +378,9 @@ def own_users(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
         "http://bot:s3cret@host:8086",
         "bot:s3cret@host",
         "http://h/?t=s3cret",
+        "http://[s3cret",
+        "http://h:s3cret",
+        "http://h\ns3cret",
     ],
 )
 def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:

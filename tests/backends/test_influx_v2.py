@@ -40,24 +40,40 @@ def save(store: StateStore, mirror: Mirror, **sections: object) -> None:
     mirror.flush()
 
 
-def test_a_save_is_one_synchronous_write_of_exact_lines(
+def test_a_save_is_exact_lines_and_the_one_it_is_found_by_comes_alone(
     server: Recorder, mirror: Mirror, state_store: StateStore
 ) -> None:
     save(state_store, mirror, positions={"ETH-USD": {"venue": "coinbase", "q": Decimal("1.10")}})
 
-    (asked,) = server.asked("/api/v2/write")
-    assert asked.method == "POST"
-    assert asked.query == {"org": "quant-system", "bucket": 'quant"data', "precision": "ns"}
-    assert asked.headers["Authorization"] == f"Token {TOKEN}"
+    asked = server.asked("/api/v2/write")
+    for one in asked:
+        assert one.method == "POST"
+        assert one.query == {"org": "quant-system", "bucket": 'quant"data', "precision": "ns"}
+        assert one.headers["Authorization"] == f"Token {TOKEN}"
     at = server.points[0]["at"]
     document = state_store.path.read_text().replace("\\", "\\\\").replace('"', '\\"')
     sha = state_store.load().meta.sha256
-    assert asked.body.decode() == (
+    assert [one.body.decode() for one in asked] == [
         'positions,state=a\\ bot\\,\\ "${x}",symbol=ETH-USD,venue=coinbase deleted=false,'
-        f'id="ETH-USD",payload="{{\\"venue\\":\\"coinbase\\",\\"q\\":1.10}}",seq=1i {at}\n'
+        f'id="ETH-USD",payload="{{\\"venue\\":\\"coinbase\\",\\"q\\":1.10}}",seq=1i {at}',
         'trading_states,part=0,state=a\\ bot\\,\\ "${x}" deleted=false,'
-        f'id="{sha}",parts=1i,payload="{document}",seq=1i {at}'
-    )
+        f'id="{sha}",parts=1i,payload="{document}",seq=1i {at}',
+    ]
+
+
+def test_no_request_is_empty_and_none_larger_than_a_proxy_takes(
+    server: Recorder, mirror: Mirror, state_store: StateStore
+) -> None:
+    save(state_store, mirror, n=1)
+    assert len(server.asked("/api/v2/write")) == 1
+    save(state_store, mirror, note='"' * 2_000_000)
+
+    sizes = [len(asked.body) for asked in server.asked("/api/v2/write")]
+    assert min(sizes) > 0
+    assert max(sizes) <= 1 << 20  # what nginx lets through unless told otherwise
+    held = mirror.newest()
+    assert held is not None
+    assert held.document() == state_store.path.read_bytes()
 
 
 def test_queries_have_no_horizon_and_no_text_can_leave_its_quotes(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from statestore import StateStore
+from statestore import StateStore, times
 from statestore.backends import mirror as module
 from statestore.backends.influx import Influx
 from statestore.backends.mirror import Mirror, restore_document
@@ -403,6 +403,75 @@ def test_a_revision_that_is_refused_for_what_it_is_does_not_keep_newer_ones_out(
     assert mirror.status()["passed_over"] == 1
 
 
+def test_a_revision_that_was_refused_in_part_is_not_in_the_mirror(
+    store: StateStore, own_influx: InfluxServer, mirror_of: Callable[..., Mirror]
+) -> None:
+    mirror = mirror_of(own_influx)
+    taken = f"positions payload=1.5 {times.now()}".encode()  # a dashboard's, of another type
+    mirror.database._send("POST", "/write", params={"db": own_influx.database}, data=taken)
+    save(store, mirror, positions=HOLDING)
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match="field type conflict"):
+            mirror.flush()
+
+    assert revisions(own_influx, store.path) == []
+    assert mirror.newest() is None
+    assert mirror.status()["mirrored"] is None
+
+
+def test_what_a_passed_over_revision_left_behind_is_put_right_by_the_next(
+    store: StateStore, mirror: Mirror, influx: InfluxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positions of revision 2 arrive, its document does not; revision 3 is as revision 1."""
+    mirror._backlog_bytes = 1
+    save(store, mirror, positions={"BTC-USD": {"quantity": 1}})
+    mirror.flush()
+    api = mirror.database._connected()
+    write = api.write
+
+    def cut(body: bytes) -> None:
+        if not body.startswith(b"positions"):
+            raise BackendUnavailable("the connection was cut")
+        write(body)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "write", cut)
+        save(store, mirror, positions={"BTC-USD": {"quantity": 5}, "ETH-USD": {"quantity": 2}})
+        settle(mirror)
+        save(store, mirror, positions={"BTC-USD": {"quantity": 1}})
+    mirror.flush()
+
+    assert revisions(influx, store.path) == [1, 3]
+    assert mirror.database.series(str(store.path)) == {BTC: False, ETH: True}
+    last = f"SELECT LAST(payload) AS p FROM positions WHERE state = '{store.path}' GROUP BY symbol"
+    assert [row["p"] for row in influx.query(last)] == ['{"quantity":1}', "null"]
+
+
+def test_a_question_that_is_refused_costs_no_revision_that_is_owed(
+    store: StateStore,
+    mirror: Mirror,
+    influx: InfluxServer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by a proxy in between that answers 400 to everything for a while."""
+    refused = mirror.database._refused(400, "", "/query")
+
+    def newest(_name: str) -> None:
+        raise refused
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror.database, "newest", newest)
+        for number in range(3):
+            save(store, mirror, n=number)
+        settle(mirror)
+        assert mirror.status()["pending"]["revisions"] == 3
+    clock.now += 60
+    mirror.flush()
+
+    assert revisions(influx, store.path) == [1, 2, 3]
+
+
 def test_a_failure_is_told_once_and_the_recovery_too(
     store: StateStore,
     own_influx: InfluxServer,
@@ -531,6 +600,21 @@ def test_of_two_states_of_one_revision_the_file_counts_and_it_is_said(
     fork.flush()
     assert caplog.text.count("another state of the same revision") == 1
     assert fork.newest().document() == other.path.read_bytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("damage", [b"torn", b'{"positions": {}}'])
+def test_what_nothing_vouches_for_is_not_brought_to_the_mirror(
+    store: StateStore, mirror: Mirror, damage: bytes
+) -> None:
+    store.save({"n": 1})
+    store.save({"n": 2})
+    store.path.write_bytes(damage)
+    assert mirror.take_over(StateStore(store.path, on_mismatch="warn")) is None
+    settle(mirror)
+
+    assert mirror.newest() is None
+    assert mirror.status()["revision"] is None
+    assert mirror.degraded is None
 
 
 def test_where_there_is_no_file_the_mirror_is_restored(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from statestore import StateStore
+from statestore.cli import mirror as module
 from tests.cli.conftest import Run
 from tests.servers import InfluxServer, free_port
 
@@ -110,6 +111,38 @@ def test_a_file_that_is_newer_is_not_put_back_by_accident(mirrored: Run, lost: P
 
     assert mirrored("restore", "--yes", "--older").code == 0
     assert store.load()["positions"] == HOLDING
+
+
+def test_a_file_that_became_newer_while_the_operator_was_asked_is_not_put_back(
+    mirrored: Run, lost: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore = module.restore_document
+
+    def asked_for_long(*arguments: Any) -> Any:
+        for number in range(3):
+            bot.save({"n": number})
+        return restore(*arguments)
+
+    bot = StateStore(lost)
+    monkeypatch.setattr(module, "restore_document", asked_for_long)
+    refused = mirrored("restore", "--yes")
+
+    assert refused.code == 9
+    assert "--older" in refused.error
+    assert StateStore(lost).load()["n"] == 2
+
+
+def test_another_state_of_the_same_revision_is_not_put_back_by_accident(
+    mirrored: Run, lost: Path
+) -> None:
+    store = StateStore(lost)
+    store.save({"n": 1})
+    store.save({"n": 2})
+    refused = mirrored("restore", "--yes")
+
+    assert refused.code == 9
+    assert "another state" in refused.error
+    assert store.load()["n"] == 2
 
 
 def test_a_restore_of_what_is_level_does_nothing(

@@ -281,3 +281,15 @@ def test_a_saver_can_be_awaited(path, disk):
     revisions = asyncio.run(trade())
     assert revisions == sorted(revisions)
     assert StateStore(path).load() == {"n": 49}
+
+
+def test_a_save_is_on_its_way_before_its_thread_is_and_until_it_is_done(state_store, monkeypatch):
+    saver = state_store.saver()
+    assert not saver.busy
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _thread: None)
+        future = saver.save({"n": 1})
+        assert saver.busy
+    saver.close()
+    assert not saver.busy
+    assert future.result().revision == 1

@@ -19,7 +19,7 @@ import pytest
 
 import statestore
 from statestore import KillSwitch, StateStore, TradingSession
-from statestore.disk import durable
+from statestore.disk import codec, durable
 from statestore.errors import (
     LeaseHeld,
     RevisionConflict,
@@ -333,6 +333,27 @@ def test_a_hook_that_raises_is_logged_and_stops_nothing(state_store, monkeypatch
             assert not session.save()
 
     assert "on_save_error raised" in said()
+
+
+def test_a_hook_that_saves_although_that_just_failed_is_told_once(
+    state_store, monkeypatch, on_disk
+):
+    told = []
+
+    def insists(error):
+        told.append(error)
+        assert session.save("insisting") is False
+
+    with TradingSession(state_store, on_save_error=insists) as session:
+        session.state["n"] = 1
+        with a_full_disk(monkeypatch):
+            assert session.on_trade() is False
+            assert session.on_trade() is False
+        assert len(told) == 2
+        assert session.health()["unsaved"] == {"trade": 2, "manual": 2}
+        session.tick()
+        assert session.health()["unsaved"] == {}
+    assert on_disk()["n"] == 1
 
 
 def test_a_value_that_no_file_can_hold_is_a_failed_save_that_names_it(state_store):
@@ -838,6 +859,132 @@ def test_a_tick_during_a_save_of_another_task_does_not_mistake_it_for_a_repair(
 
     asyncio.run(bot())
     assert on_disk()["n"] == 2
+
+
+def test_a_save_whose_task_was_cancelled_is_not_mistaken_for_a_repair(
+    state_store, monkeypatch, on_disk
+):
+    in_place, go_on = threading.Event(), threading.Event()
+    accept = StateStore._accept
+
+    def slowly(self, *arguments):
+        in_place.set()  # the state file is the new one, and the store does not know yet
+        assert go_on.wait(60)
+        return accept(self, *arguments)
+
+    async def bot():
+        async with TradingSession(state_store) as session:
+            state = session.state
+            state["n"] = 1
+            with monkeypatch.context() as patch:
+                patch.setattr(StateStore, "_accept", slowly)
+                saving = asyncio.ensure_future(session.asave())
+                await asyncio.to_thread(in_place.wait, 60)
+                saving.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await saving
+                state["n"] = 2
+                assert session.refresh() is False
+                go_on.set()
+                await session.atick()
+            assert session.state is state
+            assert session.health()["reloads"] == 0
+
+    asyncio.run(bot())
+    assert on_disk()["n"] == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_handler_that_saves_in_the_middle_of_a_save_is_told_so_and_hangs_nothing(
+    state_store, monkeypatch, on_disk, asynchronous
+):
+    """A bot's own handler; it interrupts the thread that is about to encode the state."""
+    results = []
+    encode = codec.encode
+
+    def interrupted(value, *arguments, **options):
+        if not results:
+            results.append(None)
+            signal.raise_signal(signal.SIGUSR1)
+        return encode(value, *arguments, **options)
+
+    async def bot():
+        async with TradingSession(state_store) as session:
+            handling(session)
+            assert await session.asave()
+
+    def handling(session):
+        signal.signal(signal.SIGUSR1, lambda *_: results.append(session.save("handler")))
+        session.state["n"] = 1
+        monkeypatch.setattr(codec, "encode", interrupted)
+
+    former = signal.getsignal(signal.SIGUSR1)
+    try:
+        if asynchronous:
+            asyncio.run(bot())
+        else:
+            with TradingSession(state_store) as session:
+                handling(session)
+                assert session.save()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert results[0] is None
+    assert len(results) == 2
+    assert on_disk()["n"] == 1
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e9])
+def test_a_wait_without_an_end_ends_with_the_session(state_store, seconds):
+    with TradingSession(state_store) as session:
+        threading.Timer(0.05, session.request_stop).start()
+        assert session.wait(seconds) is False
+
+
+def test_a_hook_is_not_called_again_before_it_has_returned(state_store, said):
+    clock, go_on, calls = Clock(), threading.Event(), []
+
+    def slow():
+        calls.append(threading.current_thread())
+        assert go_on.wait(60)
+
+    async def bot():
+        async with TradingSession(state_store, clock=clock) as session:
+            session.every(10, slow)
+            ticking = asyncio.ensure_future(session.atick())
+            while not calls:
+                await asyncio.sleep(0.001)
+            ticking.cancel()  # as `asyncio.wait_for` does
+            with pytest.raises(asyncio.CancelledError):
+                await ticking
+            clock.seconds += 10
+            await session.atick()
+            assert len(calls) == 1
+            assert "has not returned" in str(session.health()["hooks"])
+            assert session.health()["ok"] is False
+            go_on.set()
+            while session.health()["hooks"]:
+                await asyncio.sleep(0.001)
+            clock.seconds += 10
+            await session.atick()
+            assert len(calls) == 2
+
+    asyncio.run(bot())
+    assert said().count("hook failed") == 1
+
+
+def test_a_hook_that_ticks_does_not_call_itself(state_store):
+    clock, calls = Clock(), []
+    with TradingSession(state_store, clock=clock) as session:
+
+        def ticks():
+            calls.append(clock.seconds)
+            clock.seconds += 10
+            if len(calls) < 5:
+                session.tick()
+
+        session.every(10, ticks)
+        session.tick()
+    assert len(calls) == 1
 
 
 def test_to_wait_for_the_disk_asynchronously_takes_an_async_block(state_store):
