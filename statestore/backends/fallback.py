@@ -26,6 +26,9 @@ file is refused: with its database away it would go on from a stranger's positio
 alone does not decide while the database has what is in the file, so the same state may be reached
 by two addresses. A file without an owner (put there by hand, or by a version before this) is
 anybody's, by the table.
+
+One module, because what is to be done follows from the file, what is pending and whose it is, all
+three at once.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ A row keeps everything but what belongs to the record and not to the position: i
 Rows go between an `Envelope` and a place that has `Contents`: a state file here, the tables of a
 database in `statestore.runtime.tables`. Nothing here writes a state by itself: callers save what
 `Import.sections_of` gives, under whatever guards them.
+
+One module, because what an export leaves out is what an import does not expect, row for row.
 """
 
 from __future__ import annotations
