@@ -406,8 +406,10 @@ def test_any_row_comes_back_as_it_was(tmp_path_factory, rows, form):
 
     found = envelope.read(path).rows
     assert found == named
-    kinds = [[type(value) for value in row.values()] for row in found]
-    assert kinds == [[_kind(form, value) for value in row.values()] for row in named]
+    kinds = [{name: type(value) for name, value in row.items()} for row in found]
+    assert kinds == [{name: _kind(form, value) for name, value in row.items()} for row in named]
+    if form != "csv":  # the columns of a table have one order
+        assert [[*row] for row in found] == [[*row] for row in named]
 
 
 def _kind(form, value):
