@@ -40,7 +40,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from statestore import times
 from statestore.backends.revisions import Pointer, Present
@@ -121,28 +121,16 @@ class Fallback:
             StateCorrupt: somebody did, and it does not read.
             StateError: it may not be read.
         """
-        try:
-            data, _ = durable.read_file(self.owner_path, _MAX_OWNER_BYTES)
-            state = json.loads(data)["state"]
-            if not isinstance(state, str):
-                raise ValueError("no address")
-            return state
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateError(
-                self.owner_path, f"cannot read {self.owner_path}: {error.strerror}"
-            ) from error
-        except (ValueError, KeyError, TypeError, durable.NotAFile, durable.TooLarge) as error:
-            raise StateCorrupt(
-                self.owner_path,
-                f"{self.owner_path} does not read ({error!r:.80}), so it is not known whose state "
-                f"{self.path} holds; look at it, and remove {self.owner_path} if that is the state "
-                f"of {self._address}",
-            ) from error
+        return _read_note(
+            self.owner_path,
+            _MAX_OWNER_BYTES,
+            _owner,
+            f"so it is not known whose state {self.path} holds; look at it, and remove "
+            f"{self.owner_path} if that is the state of {self._address}",
+        )
 
-    def require_ours(self, knows: Knows | None = None) -> None:
-        """Raise unless this file is of this state, or of nobody.
+    def require_ours(self, knows: Knows | None = None) -> str | None:
+        """Raise unless this file is of this state, or of nobody; return whose it is noted to be.
 
         Args:
             knows: says whether our database has what is in the file. Then it is ours, by another
@@ -154,14 +142,14 @@ class Fallback:
         """
         owner = self.owner()
         if owner in (None, self._address):
-            return
+            return owner
         if not any(map(os.path.lexists, (self.path, self.backup_path, self.pending_path))):
-            return
+            return owner
         file = self.present()
         if file is not None and knows is not None:
             with suppress(BackendUnavailable):
                 if knows(file.pointer):
-                    return
+                    return owner
         raise StateError(
             self.path,
             f"{self.path} is the file_fallback of {owner}, not of {self._address}, and one file "
@@ -177,28 +165,13 @@ class Fallback:
             StateCorrupt: something is, but what does not read.
             StateError: it may not be read.
         """
-        try:
-            data, _ = durable.read_file(self.pending_path, _MAX_PENDING_BYTES)
-            body = json.loads(data)
-            return Pending(
-                _pointer(body["base"]),
-                tuple(Pointer(p["revision"], p["sha256"]) for p in body["sent"]),
-                body["since"],
-                body["why"],
-            )
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateError(
-                self.pending_path, f"cannot read {self.pending_path}: {error.strerror}"
-            ) from error
-        except (ValueError, KeyError, TypeError, durable.NotAFile, durable.TooLarge) as error:
-            raise StateCorrupt(
-                self.pending_path,
-                f"{self.pending_path} does not read ({error!r:.80}), so it is not known what of "
-                f"{self.path} the database has; compare them, then `statestore db reconcile "
-                "--take file` or `--take database`",
-            ) from error
+        return _read_note(
+            self.pending_path,
+            _MAX_PENDING_BYTES,
+            _pending,
+            f"so it is not known what of {self.path} the database has; compare them, then "
+            "`statestore db reconcile --take file` or `--take database`",
+        )
 
     def present(self, why: str = "") -> Present | None:
         """Return the state in the file, or in its ``.bak``; None if there is none that reads.
@@ -267,7 +240,7 @@ class Fallback:
         """
 
         def act() -> bool:
-            self.require_ours(lambda pointer: pointer == former)
+            owner = self.require_ours(lambda pointer: pointer == former)
             pending, file = self.pending(), self.present()
             here = file.pointer if file else None
             if pending is None:
@@ -280,7 +253,7 @@ class Fallback:
                 pending = Pending(pending.base, (*pending.sent, to), pending.since, pending.why)
             # Before the state, so that there is never one here of which nobody knows where it came
             # from; and whose it is before that.
-            self._note_owner()
+            self._note_owner(owner)
             durable.replace_file(self.pending_path, pending.to_json())
             self._write(data)
             return True
@@ -300,13 +273,13 @@ class Fallback:
         """
 
         def act() -> None:
-            self.require_ours(knows)
+            owner = self.require_ours(knows)
             file = self.present()
             if file is not None and file.pointer == to:
                 return
             if self.path.exists() and (file is None or not knows(file.pointer)):
                 self._move_aside("the database does not know it")
-            self._note_owner()
+            self._note_owner(owner)
             self._write(data)
 
         try:
@@ -358,9 +331,9 @@ class Fallback:
             "`statestore db reconcile --take file` or `--take database`; the other one is kept",
         )
 
-    def _note_owner(self) -> None:
-        durable.make_directory(self.path.parent)
-        if self.owner() != self._address:
+    def _note_owner(self, noted: str | None) -> None:
+        if noted != self._address:
+            durable.make_directory(self.path.parent)
             note = json.dumps({"state": self._address}, indent=2).encode() + b"\n"
             durable.replace_file(self.owner_path, note)
 
@@ -385,6 +358,44 @@ class Fallback:
             extra={"path": str(self.path), "aside": str(aside), "why": why},
         )
         return aside
+
+
+def _read_note(path: Path, most: int, understand: Callable[[Any], T], lost: str) -> T | None:
+    """Return what a note beside the file says; None if there is none.
+
+    Args:
+        most: bytes it may have.
+        lost: what is not known where it does not read, and what to do about it.
+
+    Raises:
+        StateCorrupt: it does not read.
+        StateError: it may not be read.
+    """
+    try:
+        data, _ = durable.read_file(path, most)
+        return understand(json.loads(data))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(path, f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, durable.NotAFile, durable.TooLarge) as error:
+        raise StateCorrupt(path, f"{path} does not read ({error!r:.80}), {lost}") from error
+
+
+def _owner(body: Any) -> str:
+    state = body["state"]
+    if not isinstance(state, str):
+        raise ValueError("no address")
+    return state
+
+
+def _pending(body: Any) -> Pending:
+    return Pending(
+        _pointer(body["base"]),
+        tuple(Pointer(p["revision"], p["sha256"]) for p in body["sent"]),
+        body["since"],
+        body["why"],
+    )
 
 
 def _sealed(path: Path, wrong: list[str]) -> tuple[bytes, codec.Document] | None:

@@ -158,6 +158,9 @@ def signal_id(origin: str, token: TokenId) -> str:
     return str(uuid.uuid5(_NAMESPACE, json.dumps([origin, *named])))
 
 
+Encoded = list[tuple[Signal, bytes]]
+
+
 class Inbox:
     """The signals in one folder.
 
@@ -203,14 +206,13 @@ class Inbox:
 
     def add(self, *signals: Signal) -> None:
         """Write new signals to ``pending``, durably."""
-        _refuse_oversized(signals)
+        encoded = _bounded(signals)
         durable.make_directory(self.folder / "pending")
-        self._write("pending", signals)
+        self._write("pending", encoded)
 
     def update(self, *signals: Signal) -> None:
         """Replace the records of signals that are pending, durably."""
-        _refuse_oversized(signals)
-        self._write("pending", signals)
+        self._write("pending", _bounded(signals))
 
     def count_attempt(self, signals: Iterable[Signal]) -> list[Signal]:
         """Return pending signals with one attempt more, written down before it is made.
@@ -218,18 +220,18 @@ class Inbox:
         Whoever is killed by a signal has counted it; a power cut may take the count back.
         """
         counted = [signal.but(attempts=signal.attempts + 1) for signal in signals]
-        self._write("pending", counted, flush_names=False)
+        self._write("pending", _encoded(counted), flush_names=False)
         return counted
 
     def settle(self, *signals: Signal) -> None:
         """Note what became of pending signals, which their ``status`` says, and move them there."""
-        self._write("pending", signals, flush_names=False)
+        self._write("pending", _encoded(signals), flush_names=False)
         self._move((signal, "pending", _settled_in(signal)) for signal in signals)
 
     def reopen(self, place: Place, *signals: Signal) -> list[Signal]:
         """Move signals back to ``pending``, with these records."""
         opened = [signal.but(status="pending") for signal in signals]
-        self._write(place, opened, flush_names=False)
+        self._write(place, _encoded(opened), flush_names=False)
         self._move((signal, place, "pending") for signal in opened)
         return opened
 
@@ -293,11 +295,10 @@ class Inbox:
         except ValueError as error:
             raise SignalError(f"{path} is no signal: {error}") from error
 
-    def _write(self, place: Place, signals: Iterable[Signal], *, flush_names: bool = True) -> None:
-        files = {self.path(place, one.id): codec.to_json(dict(one.record)) for one in signals}
+    def _write(self, place: Place, encoded: Encoded, *, flush_names: bool = True) -> None:
         durable.replace_files(
             self.folder / place,
-            {path.name: data + b"\n" for path, data in files.items()},
+            {self.path(place, signal.id).name: data + b"\n" for signal, data in encoded},
             flush_names=flush_names,
         )
 
@@ -355,15 +356,21 @@ def _settled_in(signal: Signal) -> Place:
     return "done" if signal.status == "done" else "failed"
 
 
-def _refuse_oversized(signals: Iterable[Signal]) -> None:
-    for signal in signals:
-        size = len(codec.to_json(dict(signal.record)))
-        if size > _MAX_BYTES:
+def _encoded(signals: Iterable[Signal]) -> Encoded:
+    return [(signal, codec.to_json(dict(signal.record))) for signal in signals]
+
+
+def _bounded(signals: Iterable[Signal]) -> Encoded:
+    """Return the bytes of each, unless one has more than are read again."""
+    encoded = _encoded(signals)
+    for signal, data in encoded:
+        if len(data) > _MAX_BYTES:
             raise SignalError(
-                f"the signal for {signal.symbol:.60} is {size} bytes long, and more than "
+                f"the signal for {signal.symbol:.60} is {len(data)} bytes long, and more than "
                 f"{_MAX_BYTES} are not read again; nothing was written: its entry_context and "
                 "curator_sources have to be shorter"
             )
+    return encoded
 
 
 def _examined(path: Path, record: Any) -> Signal:

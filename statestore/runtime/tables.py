@@ -137,8 +137,7 @@ def import_tables(
             keep_ids=keep_ids,
         )
         prepared.plan.refuse()
-        tables.insert_positions(connection, prepared.positions)
-        tables.insert_orders(connection, prepared.orders)
+        prepared.insert(tables, connection)
         stamps = tables.stamps(
             connection,
             (position.position_id for position in prepared.positions),
@@ -173,8 +172,7 @@ def rehearse_tables(
             keep_ids=keep_ids,
         )
         if not prepared.plan.conflicts:
-            tables.insert_positions(connection, prepared.positions)
-            tables.insert_orders(connection, prepared.orders)
+            prepared.insert(tables, connection)
     return prepared.plan
 
 
@@ -266,6 +264,10 @@ class Prepared:
     plan: Import
     positions: list[Position]
     orders: list[Order]
+
+    def insert(self, tables: PositionTables, connection: Any) -> None:
+        tables.insert_positions(connection, self.positions)
+        tables.insert_orders(connection, self.orders)
 
 
 def prepare(
