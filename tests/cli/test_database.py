@@ -254,39 +254,35 @@ def test_no_password_is_printed_by_any_of_them(
         assert not file.is_file() or b"hunter2" not in file.read_bytes(), file
 
 
-def test_a_server_that_is_away_is_exit_10(
-    statestore: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The URL of a state on a server that is not there, in an empty folder."""
     pytest.importorskip("psycopg")
     monkeypatch.chdir(tmp_path)
     proxy = Proxy(1)
     proxy.close()
-    url = f"postgresql://bot:hunter2@127.0.0.1:{proxy.port}/postgres"
+    return f"postgresql://bot:hunter2@127.0.0.1:{proxy.port}/postgres"
+
+
+def test_a_server_that_is_away_is_exit_10(statestore: Run, away: str, tmp_path: Path) -> None:
     for words in (("show",), ("check",), ("history",), ("db", "status"), ("backup",)):
-        ran = statestore(*words, "--state", url)
+        ran = statestore(*words, "--state", away)
         assert ran.code == 10, (words, ran.err)
         assert "cannot be reached" in ran.error
         assert "hunter2" not in ran.err
-    ran = statestore("kill-switch", "engage", "--state", url)
+    ran = statestore("kill-switch", "engage", "--state", away)
     assert ran.code == 10
     assert "on this machine only" in ran.error
     assert (tmp_path / "data" / "KILL_SWITCH").exists()
 
 
-def test_a_doctor_names_the_database_once_and_what_to_type(
-    statestore: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    pytest.importorskip("psycopg")
-    monkeypatch.chdir(tmp_path)
-    proxy = Proxy(1)
-    proxy.close()
-    url = f"postgresql://bot:hunter2@127.0.0.1:{proxy.port}/postgres"
-    ran = statestore("doctor", "--offline", "--format", "json", "--state", url)
+def test_a_doctor_names_the_database_once_and_what_to_type(statestore: Run, away: str) -> None:
+    ran = statestore("doctor", "--offline", "--format", "json", "--state", away)
     assert ran.code == 10
     failures = [line for line in ran.json["checks"] if line["level"] == "failure"]
     assert [line["check"] for line in failures] == ["state", "kill-switch"]
     assert {line["remedy"] for line in failures} == {"statestore db status"}
-    ran = statestore("edit", "--state", url)
+    ran = statestore("edit", "--state", away)
     assert (ran.code, "cannot be looked at (`statestore doctor`" in ran.error) == (6, True)
 
 

@@ -831,23 +831,30 @@ def test_an_async_save_that_meets_a_repair_reloads(state_store, on_disk):
     assert on_disk()["positions"]["BTC-USD"]["quantity"] == 1
 
 
-def test_a_tick_during_a_save_of_another_task_does_not_mistake_it_for_a_repair(
-    state_store, monkeypatch, on_disk
-):
+@contextmanager
+def saves_held(monkeypatch):
+    """Hold saves whose file is in place and of which the store does not know yet."""
     in_place, go_on = threading.Event(), threading.Event()
     accept = StateStore._accept
 
     def slowly(self, *arguments):
-        in_place.set()  # the state file is the new one, and the store does not know yet
+        in_place.set()
         assert go_on.wait(60)
         return accept(self, *arguments)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(StateStore, "_accept", slowly)
+        yield in_place, go_on
+
+
+def test_a_tick_during_a_save_of_another_task_does_not_mistake_it_for_a_repair(
+    state_store, monkeypatch, on_disk
+):
     async def bot():
         async with TradingSession(state_store) as session:
             state = session.state
             state["n"] = 1
-            with monkeypatch.context() as patch:
-                patch.setattr(StateStore, "_accept", slowly)
+            with saves_held(monkeypatch) as (in_place, go_on):
                 saving = asyncio.ensure_future(session.asave())
                 await asyncio.to_thread(in_place.wait, 60)
                 state["n"] = 2
@@ -864,20 +871,11 @@ def test_a_tick_during_a_save_of_another_task_does_not_mistake_it_for_a_repair(
 def test_a_save_whose_task_was_cancelled_is_not_mistaken_for_a_repair(
     state_store, monkeypatch, on_disk
 ):
-    in_place, go_on = threading.Event(), threading.Event()
-    accept = StateStore._accept
-
-    def slowly(self, *arguments):
-        in_place.set()  # the state file is the new one, and the store does not know yet
-        assert go_on.wait(60)
-        return accept(self, *arguments)
-
     async def bot():
         async with TradingSession(state_store) as session:
             state = session.state
             state["n"] = 1
-            with monkeypatch.context() as patch:
-                patch.setattr(StateStore, "_accept", slowly)
+            with saves_held(monkeypatch) as (in_place, go_on):
                 saving = asyncio.ensure_future(session.asave())
                 await asyncio.to_thread(in_place.wait, 60)
                 saving.cancel()
